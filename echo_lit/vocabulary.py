@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from .core import EchoError
 
 # %% auto #0
-__all__ = ['COARSE_VIEWS', 'MODALITIES', 'FINE_VIEWS', 'SECTIONS', 'SECTION_VIEWS', 'KINDS', 'SCALES', 'FLOW_VIEWS', 'FINDINGS',
-           'CUTS', 'present_at', 'View', 'FindingType', 'finding_type', 'Finding', 'grade', 'findings_json',
+__all__ = ['COARSE_VIEWS', 'MODALITIES', 'FINE_VIEWS', 'SECTIONS', 'SECTION_VIEWS', 'FINDING_KINDS', 'SCALES', 'FLOW_VIEWS',
+           'FINDINGS', 'CUTS', 'present_at', 'View', 'FindingType', 'finding_type', 'Finding', 'grade', 'findings_json',
            'findings_from_json']
 
 # %% ../nbs/01_vocabulary.ipynb #d85a1264
@@ -137,8 +137,8 @@ Pulmonary Veins                        | A4C Apical_Doppler SSN
 '''
 SECTION_VIEWS = {section: tuple(views.split()) for section, views in _rows(_SECTION_VIEWS)}
 
-# %% ../nbs/01_vocabulary.ipynb #3c056966
-KINDS = ('present', 'graded', 'measured')
+# %% ../nbs/01_vocabulary.ipynb #4cb1cdc3
+FINDING_KINDS = ('present', 'graded', 'measured')
 
 SCALES = {
     'severity': ('none', 'mild', 'moderate', 'severe'),
