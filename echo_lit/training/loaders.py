@@ -172,7 +172,7 @@ def visible_findings(
     "Which finding a clip of which view can be asked about."
     return torch.tensor([[v in FINDINGS[c].views for c in codes] for v in COARSE_VIEWS])
 
-# %% ../../nbs/30_training.loaders.ipynb #b41aa77d
+# %% ../../nbs/30_training.loaders.ipynb #306e0096
 @dataclass(frozen=True)
 class Augment:
     "How far a clip may be changed; zero switches a part off."
@@ -210,7 +210,7 @@ class Augment:
         "A grey curve: `[256]` uint8 that keeps black black."
         x = np.linspace(0, 1, 256)**np.exp(rng.uniform(-1, 1)*self.tone)
         x = (x*(1 + rng.uniform(-1, 1)*self.tone) + rng.uniform(-.15, .15)*self.tone)*np.clip(np.arange(256)/8, 0, 1)
-        return np.clip(255*x, 0, 255).astype(np.uint8)
+        return np.clip(255*x + .5, 0, 255).astype(np.uint8)
 
     def speckle(self, clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         "Grain that differs from frame to frame, the same in all channels, none where the picture is black."
