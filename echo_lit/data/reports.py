@@ -14,9 +14,10 @@ from ..core import EchoError
 from ..vocabulary import FINDINGS, SECTIONS, Finding
 
 # %% auto #0
-__all__ = ['PHRASES', 'Phrase', 'phrase_text', 'Sentence', 'Report', 'write_report']
+__all__ = ['PHRASES', 'Phrase', 'phrase_text', 'Sentence', 'Report', 'write_report', 'report_sections', 'read_report',
+           'read_findings']
 
-# %% ../../nbs/14_data.reports.ipynb #f878d337
+# %% ../../nbs/14_data.reports.ipynb #66d505c4
 _PHRASES = '''
 ef | Ejection fraction {}. / The ejection fraction is {}. / LVEF {}. / Estimated ejection fraction is {}.
 lv_systolic_function | Left ventricular systolic function is {}. / {} left ventricular systolic function. / LV systolic function is {}.
@@ -35,8 +36,8 @@ lv_edv | LVEDV {}. / End-diastolic volume is {}. / The end-diastolic volume of t
 lv_esv | LVESV {}. / End-systolic volume is {}. / The end-systolic volume of the left ventricle is {}.
 lv_edv lv_esv | LVEDV {lv_edv}, LVESV {lv_esv}. / End-diastolic volume is {lv_edv} and end-systolic volume {lv_esv}.
 stroke_volume | Stroke volume {}. / The stroke volume is {}.
-lvidd | LVIDd {}. / LV diastolic diameter is {}. / The left ventricle measures {:mm} in diastole.
-lvids | LVIDs {}. / LV systolic diameter is {}. / The left ventricle measures {:mm} in systole.
+lvidd | LVIDd {}. / LV diastolic diameter is {}. / In diastole the left ventricle measures {:mm}.
+lvids | LVIDs {}. / LV systolic diameter is {}. / In systole the left ventricle measures {:mm}.
 ivsd | IVSd {}. / Septal thickness is {}. / The septum measures {:mm} in diastole.
 lvpwd | LVPWd {}. / Posterior wall thickness is {}. / The posterior wall measures {:mm}.
 ivsd lvpwd | IVSd {ivsd}, LVPWd {lvpwd}. / The septum measures {ivsd} and the posterior wall {lvpwd}.
@@ -203,7 +204,7 @@ rvot_acceleration_time | Pulmonic acceleration time {}. / The acceleration time 
 pericardial_effusion | {} pericardial effusion. / There is a {} pericardial effusion. / A {} pericardial effusion is seen.
 pericardial_effusion=none | No pericardial effusion. / There is no pericardial effusion. / Pericardial effusion is absent.
 pericardial_effusion pericardial_effusion_depth | {pericardial_effusion} pericardial effusion, {pericardial_effusion_depth} deep. / {pericardial_effusion} pericardial effusion measuring {pericardial_effusion_depth:mm}.
-pericardial_effusion_depth | The pericardial effusion measures {}. / Effusion depth {}.
+pericardial_effusion_depth | Pericardial effusion depth is {}. / Effusion depth {}.
 tamponade=yes | There are signs of tamponade. / Tamponade physiology is present.
 tamponade=no | No tamponade. / There are no signs of tamponade.
 pericardial_effusion tamponade=no | {pericardial_effusion} pericardial effusion without tamponade. / There is a {pericardial_effusion} pericardial effusion without signs of tamponade.
@@ -368,3 +369,424 @@ def write_report(
         here = {code: by_code[code] for code in FINDINGS if code in by_code and FINDINGS[code].section == section}
         if here: sections[section] = _section_sentences(here, random.Random(f'{seed} {section}'))
     return Report(sections)
+
+# %% ../../nbs/14_data.reports.ipynb #fdbfd559
+_PLACES = {place: pattern for place, pattern in (line.split(' | ') for line in '''
+lv | left ventric\\w+
+rv | right ventric\\w+
+la | left atri\\w+
+ra | right atri\\w+
+annulus | mitral annul\\w+
+mitral | mitral|transmitral
+root | aortic root|sinus(?:es)? of valsalva
+ascending | ascending aort\\w+
+arch | aortic arch
+descending | descending aort\\w+
+aortic | aort\\w+
+tricuspid | tricuspid
+pulmonic | pulmonic|pulmonary valve|pulmonary (?=regurg|insuff|stenosis)
+pa | (?:main )?pulmonary (?:artery|arterial|trunk|bifurcation)
+pveins | pulmonary ve(?:in|ins|nous)
+hepatic | hepatic ve\\w+
+ivc | (?:inferior )?vena cava
+pericard | pericardi\\w+
+pleural | pleural
+ias | (?:inter)?atrial sept(?:um|al)'''.strip().splitlines())}
+
+_HOME = dict(zip(SECTIONS, ('lv', 'lv', 'rv', 'la', 'ra', 'ias', 'mitral', 'aortic', 'tricuspid', 'pulmonic', 'pericard', 'aortic', 'ivc', 'pa', 'pveins')))
+
+# %% ../../nbs/14_data.reports.ipynb #ec3fdcbb
+_CONCEPTS = '''
+named | regurgitation, insufficiency, incompetence | mitral:mitral_regurgitation annulus:mitral_regurgitation aortic:aortic_regurgitation tricuspid:tricuspid_regurgitation pulmonic:pulmonic_regurgitation
+named | stenosis, stenotic | mitral:mitral_stenosis aortic:aortic_stenosis tricuspid:tricuspid_stenosis pulmonic:pulmonic_stenosis pveins:pulmonary_vein_stenosis
+named | dilat\\w+, enlarge\\w* | lv:lv_size rv:rv_size la:la_size ra:ra_size root:aortic_root_size ascending:ascending_aorta_dilated ivc:ivc_dilated pa:pulmonary_artery_dilated
+bare | aortic root, ascending aorta, vena cava, left atrium, right atrium, (?:main )?pulmonary artery | la:la_size ra:ra_size root:aortic_root_size ascending:ascending_aorta_dilated ivc:ivc_dilated pa:pulmonary_artery_dilated
+state | size, calib(?:er|re), dimensions? | lv:lv_size rv:rv_size la:la_size ra:ra_size root:aortic_root_size ascending:ascending_aorta_dilated ivc:ivc_dilated pa:pulmonary_artery_dilated
+named | systolic dysfunction, dysfunction | lv:lv_systolic_function rv:rv_systolic_function
+state | systolic function, systolic performance, function, contraction, contractility | lv:lv_systolic_function rv:rv_systolic_function
+named | diastolic dysfunction | *:lv_diastolic_function
+state | diastolic function | *:lv_diastolic_function
+named | hypertrophy, hypertrophied | lv:lv_hypertrophy rv:rv_hypertrophy
+state | wall thickness | lv:lv_hypertrophy
+named | obstruction, obstructed | lv:lvot_obstruction
+named | thrombus, thrombi | lv:lv_thrombus la:la_thrombus pa:pulmonary_embolus
+named | aneurysm\\w* | lv:lv_aneurysm ias:atrial_septal_aneurysm
+named | ventricular septal defect | *:ventricular_septal_defect
+opposite | ventricular septum is intact | *:ventricular_septal_defect
+named | wall motion abnormalit\\w+ | *:wall_motion_abnormality
+state | wall motion | *:wall_motion_abnormality
+opposite | all segments contract normally | *:wall_motion_abnormality
+named | hypokin\\w+ | *:hypokinesis
+named | akine\\w+ | *:akinesis
+named | dyskine\\w+ | *:dyskinesis
+state | septal motion | *:abnormal_septal_motion
+named | flatten\\w+, d-shaped | *:septal_flattening
+named | (?:pacemaker|pacing|device|icd|defibrillator) (?:lead|wire)s? | *:pacemaker_lead
+named | spontaneous (?:echo )?contrast | *:la_spontaneous_contrast
+named | mass | ra:ra_mass
+named | chiari network | *:chiari_network
+named | atrial septal defect | *:atrial_septal_defect
+opposite | atrial septum is intact | *:atrial_septal_defect
+named | patent foramen ovale | *:pfo
+named | lipomatous(?: hypertrophy)? | *:lipomatous_septum
+named | septal occluder, closure device | *:septal_occluder
+named | calcif\\w+ | annulus:mitral_annular_calcification aortic:aortic_valve_calcification
+named | thicken\\w+ | mitral:mitral_thickening pericard:pericardial_thickening
+named | prolaps\\w+ | mitral:mitral_prolapse
+named | flail | mitral:mitral_flail
+named | vegetations? | mitral:mitral_vegetation aortic:aortic_vegetation tricuspid:tricuspid_vegetation
+named | (?:bio)?prosthe\\w+ | mitral:mitral_prosthesis aortic:aortic_prosthesis tricuspid:tricuspid_prosthesis pulmonic:pulmonic_prosthesis
+opposite | valve is native | mitral:mitral_prosthesis aortic:aortic_prosthesis tricuspid:tricuspid_prosthesis pulmonic:pulmonic_prosthesis
+named | (?:edge-to-edge )?clips? | mitral:mitral_clip
+named | systolic anterior motion | *:systolic_anterior_motion
+named | bicuspid | *:bicuspid_aortic_valve
+opposite | trileaflet, three cusps, aortic valve is tricuspid | *:bicuspid_aortic_valve
+named | effusion, pericardial fluid | pericard:pericardial_effusion pleural:pleural_effusion
+named | tamponade | *:tamponade
+named | constricti\\w+ | *:constriction
+named | dissection(?: flap)? | *:aortic_dissection
+named | coarctation | *:aortic_coarctation
+named | atheroma\\w* | *:aortic_atheroma
+named | (?:less than|<) ?(?:half|50 ?%) | ivc:ivc_collapse_reduced
+opposite | (?:more than|greater than|>) ?(?:half|50 ?%) | ivc:ivc_collapse_reduced
+state | collapse, collapsib\\w+ | *:ivc_collapse_reduced
+named | revers\\w+ | pveins:pulmonary_vein_reversal hepatic:hepatic_vein_reversal
+named | pulmonary hypertension | *:pulmonary_hypertension
+named | patent ductus(?: arteriosus)? | *:patent_ductus
+named | anomalous\\w* | pveins:anomalous_pulmonary_vein
+opposite | drains? normally, venous (?:drainage|return) is normal | *:anomalous_pulmonary_vein
+label | ejection fraction, lvef, ef | *:ef
+label | lvedv, end-diastolic volume | *:lv_edv
+label | lvesv, end-systolic volume | *:lv_esv
+label | stroke volume | *:stroke_volume
+label | lvidd, lvedd, diastolic diameter, in diastole the left ventricle measures | *:lvidd
+label | lvids, lvesd, systolic diameter, in systole the left ventricle measures | *:lvids
+label | ivsd, septal thickness | *:ivsd
+place | septum | *:ivsd
+label | lvpwd, posterior wall thickness | *:lvpwd
+place | posterior wall | *:lvpwd
+label | mass index, mass indexed | *:lv_mass_index
+label | longitudinal strain, gls | *:gls
+label | lvot vti, outflow tract vti, outflow tract velocity[- ]time integral | *:lvot_vti
+label | wall motion score index, wmsi | *:wall_motion_score_index
+label | basal diameter, basal dimension, right ventricle measures | *:rv_basal_diameter
+label | tapse, tricuspid annular plane systolic excursion | *:tapse
+label | s', tricuspid annular systolic velocity | *:rv_s_prime
+label | fractional area change | *:rv_fac
+label | free wall thickness | *:rv_wall_thickness
+place | free wall | *:rv_wall_thickness
+label | volume | la:la_volume
+label | volume index, volume indexed | la:la_volume_index
+label | diameter | la:la_diameter root:aortic_root_diameter ascending:ascending_aorta_diameter arch:aortic_arch_diameter ivc:ivc_diameter pa:main_pa_diameter
+place | left atrium | *:la_diameter
+label | area | ra:ra_area
+label | right atrial pressure | *:ra_pressure
+label | qp ?[/:] ?qs, shunt ratio | *:qp_qs
+label | mean gradient, mean (?:transmitral|mitral|aortic) gradient | mitral:mv_mean_gradient aortic:av_mean_gradient
+label | valve area, orifice area | mitral:mv_area aortic:av_area
+label | e velocity, e wave, e wave velocity | *:e_wave
+label | a velocity, a wave, a wave velocity | *:a_wave
+label | e/a(?: ratio)? | *:e_a_ratio
+label | (?:e wave )?deceleration time | *:deceleration_time
+label | (?:septal|medial)(?: annular)? e' | *:e_prime_septal
+label | lateral(?: annular)? e' | *:e_prime_lateral
+label | (?:average )?e/e'(?: ratio)? | *:e_e_prime
+label | eroa, effective regurgitant orifice area | *:mr_eroa
+label | regurgitant volume | *:mr_volume
+label | (?:aortic regurgitation )?pressure half[- ]time | *:ar_pressure_half_time
+label | (?:(?:aortic|tricuspid|pulmonic)(?: valve| regurgitation)? )?(?:vmax|peak velocity), peak (?:aortic|tricuspid|pulmonic)(?: regurgitant| valve)? velocity, regurgitant jet | aortic:av_peak_velocity tricuspid:tr_peak_velocity pulmonic:pulmonic_peak_velocity
+place | tricuspid annulus | *:tv_annulus_diameter
+label | acceleration time | *:rvot_acceleration_time
+label | effusion depth | *:pericardial_effusion_depth
+place | effusion | pericard:pericardial_effusion_depth
+place | aortic root, sinus(?:es)? of valsalva | *:aortic_root_diameter
+place | ascending aorta | *:ascending_aorta_diameter
+place | aortic arch | *:aortic_arch_diameter
+place | (?:inferior )?vena cava | *:ivc_diameter
+place | collaps\\w+ | *:ivc_collapse
+label | (?:right ventricular|pulmonary artery|pulmonary arterial) systolic pressure, rvsp, pasp | *:rvsp
+place | (?:main )?pulmonary artery | *:main_pa_diameter
+label | s velocity, systolic wave | pveins:pulmonary_vein_s
+label | d velocity, diastolic wave | pveins:pulmonary_vein_d
+label | s/d(?: ratio)? | *:pulmonary_vein_sd
+'''
+
+# %% ../../nbs/14_data.reports.ipynb #d50c6e21
+def _lexicon(roles: tuple[str,...]) -> tuple[re.Pattern, dict]:
+    "One pattern for all words of these roles, longest first, and what each of its groups means."
+    words = [(word, role, dict(pair.split(':') for pair in meanings.split()))
+             for role, patterns, meanings in (line.split(' | ') for line in _CONCEPTS.replace('\\\\', '\\').strip().splitlines()) if role in roles
+             for word in patterns.split(', ')]
+    words.sort(key=lambda w: -len(w[0]))
+    alternatives = '|'.join(f'(?P<w{i}>{word})' for i, (word, *_) in enumerate(words))
+    return re.compile(rf'(?<![\w/])(?:{alternatives})(?!\w)'), {f'w{i}': (role, meaning) for i, (_, role, meaning) in enumerate(words)}
+
+_CONCEPT_WORDS, _CONCEPT_MEANING = _lexicon(('named', 'state', 'opposite', 'bare'))
+_LABEL_WORDS, _LABEL_MEANING = _lexicon(('label',))
+_STRUCTURE_WORDS, _STRUCTURE_MEANING = _lexicon(('place',))
+_PLACE_WORDS = re.compile('|'.join(f'(?P<{k}>{p})' for k, p in _PLACES.items()).join((r'\b(?:', ')')))
+
+# %% ../../nbs/14_data.reports.ipynb #522fd488
+@dataclass(frozen=True)
+class _Mention:
+    "A word of the lexicon in a sentence."
+    start: int
+    end: int
+    role: str # 'named', 'state', 'bare', 'opposite', 'label' or 'place'
+    code: str # The finding it means here
+    word: str
+
+def _place_of(start: int, end: int, meaning: dict, places: list, home: str) -> str|None:
+    "The code a word has at the place nearest to it: inside it, before it, after it, or the section's own."
+    if '*' in meaning: return meaning['*']
+    near = [((p.start() > end, abs(p.start() - start)), p.lastgroup) for p in places if p.lastgroup in meaning]
+    if near: return meaning[min(near)[1]]
+    return None if places and home not in [p.lastgroup for p in places] else meaning.get(home)
+
+def _mentions(text: str, home: str) -> list[_Mention]:
+    "Concepts, labels and measurable places of a sentence, in order."
+    places, found = list(_PLACE_WORDS.finditer(text)), []
+    for pattern, meanings in ((_LABEL_WORDS, _LABEL_MEANING), (_STRUCTURE_WORDS, _STRUCTURE_MEANING), (_CONCEPT_WORDS, _CONCEPT_MEANING)):
+        for m in pattern.finditer(text):
+            role, meaning = meanings[m.lastgroup]
+            code = _place_of(m.start(), m.end(), meaning, places, home)
+            hidden = any(f.role == 'label' and f.start < m.end() and m.start() < f.end for f in found)
+            if code and not hidden: found.append(_Mention(m.start(), m.end(), role, code, m[0]))
+    return sorted(found, key=lambda f: f.start)
+
+# %% ../../nbs/14_data.reports.ipynb #1827e680
+_UNITS = {'%': ('%', 1), 'percent': ('%', 1), 'cm': ('cm', 1), 'mm': ('cm', .1), 'cm²': ('cm²', 1), 'mm²': ('cm²', .01), 'ml': ('mL', 1), 'cc': ('mL', 1),
+          'l': ('mL', 1000), 'ml/m²': ('mL/m²', 1), 'g/m²': ('g/m²', 1), 'mmhg': ('mmHg', 1), 'cm/s': ('cm/s', 1), 'm/s': ('m/s', 1),
+          'ms': ('ms', 1), 's': ('ms', 1000)}
+_N = r'-?\d+(?:\.\d+)?'
+_NUMBER = re.compile(rf'(?<![\w.])(from |less than |more than |greater than |at least |[<>] ?)?({_N})(?: ?%)?(?: ?(?:-|to|and) ?(\d+(?:\.\d+)?))?'
+                     r' ?(ml/m²|g/m²|cm/s|m/s|mmhg|cm²|mm²|percent|cm|mm|ml|cc|ms|%|l|s)?(?![\w/])')
+_CHANGE = re.compile(r'\b(?:improved|increased|decreased|risen|rose|fallen|fell|declined|dropped|progressed|changed)\b')
+
+@dataclass(frozen=True)
+class _Number:
+    "A number of a sentence, with the unit and the interval it was given as."
+    start: int
+    low: float
+    high: float
+    unit: str|None # None where none was written
+
+def _numbers(text: str) -> list[_Number]:
+    "Numbers in order; bounds such as 'less than 50%' are not values."
+    found = []
+    for m in _NUMBER.finditer(text):
+        if m[1] and m[1] != 'from ': continue
+        unit, scale = _UNITS.get(m[4] or '', (None, 1))
+        if '%' in m[0]: unit = '%'
+        low, high = float(m[2])*scale, float(m[3] or m[2])*scale
+        if m[1] and m[3] and _CHANGE.search(text): low = high
+        found.append(_Number(m.start(2), low, high, unit))
+    return found
+
+# %% ../../nbs/14_data.reports.ipynb #1484b2fe
+def _measured(number: _Number, code: str) -> Finding|None:
+    "The number as a finding of that code, if unit and size allow."
+    t, low, high = FINDINGS[code], number.low, number.high
+    if {number.unit, t.unit} == {'m/s', 'cm/s'}:
+        scale = 100 if t.unit == 'cm/s' else .01
+        low, high = low*scale, high*scale
+    elif number.unit != t.unit and not (number.unit is None and t.unit in ('', '%')): return None
+    if code == 'gls': low, high = -max(abs(low), abs(high)), -min(abs(low), abs(high))
+    middle = round((low + high)/2, 6)
+    return Finding(code, middle, 'report', (low, high) if high > low else None) if t.low <= middle <= t.high and low <= high else None
+
+def _read_numbers(text: str, mentions: list[_Mention], dropped: list[tuple[int,int]]) -> list[Finding]:
+    "Each number with the nearest label before it that its unit fits."
+    found = {}
+    for n in _numbers(text):
+        if any(a <= n.start < b for a, b in dropped): continue
+        for m in reversed([m for m in mentions if m.role in ('label', 'place') and m.end <= n.start and n.start - m.end < 60]):
+            f = _measured(n, m.code)
+            if f and m.code not in found: found[m.code] = f
+            if f or m.role == 'label': break
+    return list(found.values())
+
+# %% ../../nbs/14_data.reports.ipynb #9aa89209
+_LEVELS = {'trace': 0, 'trivial': 0, 'physiologic': 0, 'minimal': 0, 'mild': 1, 'small': 1, 'slight': 1, 'moderate': 2,
+           'large': 3, 'severe': 3, 'massive': 3, 'torrential': 3, 'marked': 3}
+_GRADE = rf'(?:{"|".join(_LEVELS)})(?:ly|al|-sized)?'
+_CUES = re.compile(r'(?<!\w)(?:' + '|'.join((
+    r'(?P<doubt>(?:cannot|can not|could not|can\'t|unable to) (?:be )?(?:\w+ )?(?:excluded?|ruled? out|assess\w*|estimat\w*|determin\w*|evaluat\w*)|'
+    r'possibl[ey]|probabl[ey]|likely|suspicious|suspected|suspicion|questionable|may|might|borderline|concern|rule out|difficult to|insufficient|not (?:well |adequately )?assessed|'
+    r'(?:no|without|not) (?:\w+ )?significant\w*|could not)',
+    r'(?P<negative>no|not|without|neither|nor|absent|absence of|free of|negative for|resolved|never|excluded|ruled out)',
+    rf'(?P<grade>(?:from )?{_GRADE}(?: ?(?:-|to|/|or) ?{_GRADE})?)',
+    r'(?P<stage>grade (?:iii|ii|i|[123]))',
+    r'(?P<normal>normal(?:ly)?|preserved|hyperdynamic|vigorous|unremarkable)',
+    r'(?P<abnormal>reduced|decreased|depressed|impaired|diminished|abnormal|increased|poor(?:ly)?|paradoxical)',
+    r'(?P<stop>,|;|\(|\)|:|and|or|but|with|while|which|whereas|however|because)')) + r')(?!\w)')
+
+@dataclass(frozen=True)
+class _Cue:
+    start: int
+    kind: str
+    word: str
+
+def _level(word: str) -> int:
+    "0 to 3 from a word of grade: the upper of a range, the later of a change."
+    levels = [_LEVELS[w] for w in re.findall('|'.join(_LEVELS), word)]
+    return levels[-1] if word.startswith('from ') else max(levels)
+
+# %% ../../nbs/14_data.reports.ipynb #8ac48885
+_REWRITES = tuple((re.compile(pattern), new) for pattern, new in (
+    (r'[\u2018\u2019\u2032]', "'"), (r'[\u2010-\u2015\u2212]', '-'), (r'-to-', ' to '), (r'm(?:\^2|2)\b', 'm²'), (r'\bmm hg\b', 'mmhg'), (r'\bmsec\b', 'ms'), (r'/sec\b', '/s'),
+    (r'\b(?:no|not) more than|\bat most|\bno worse than|\bup to', ''), (r'\bno longer\b', 'no'), (r'\bnot without\b', 'with'),
+    (r'\b(mitral|aortic|tricuspid|pulmonic) (and|or) (mitral|aortic|tricuspid|pulmonic) (regurgitation|stenosis)', r'\1 \4 \2 \3 \4'),
+    (r'\bbiatrial (enlargement|dilat\w+)', r'left atrial \1 and right atrial \1'), (r'\b(?:both|left and right) atria are ((?:\w+ )?\w+)', r'left atrium is \1 and right atrium is \1'), (r'\b(?:interventricular|ventricular) septum(?! is intact)', 'septum'),
+    (r'\b(?:since|compared (?:with|to)|unchanged from|similar to|relative to) (?:the |a )?(?:prior|previous|last|earlier|baseline)[^,.;()]*', '')))
+
+_SHORT = {'AS': 'aortic stenosis', 'AR': 'aortic regurgitation', 'AI': 'aortic regurgitation', 'MR': 'mitral regurgitation', 'MS': 'mitral stenosis',
+          'TR': 'tricuspid regurgitation', 'TS': 'tricuspid stenosis', 'PR': 'pulmonic regurgitation', 'PI': 'pulmonic regurgitation', 'PS': 'pulmonic stenosis',
+          'LV': 'left ventricular', 'RV': 'right ventricular', 'LA': 'left atrium', 'RA': 'right atrial', 'PA': 'pulmonary artery', 'AV': 'aortic valve',
+          'MV': 'mitral valve', 'TV': 'tricuspid valve', 'AVA': 'aortic valve area', 'MVA': 'mitral valve area', 'LVH': 'left ventricular hypertrophy',
+          'RVH': 'right ventricular hypertrophy', 'IVC': 'inferior vena cava', 'PFO': 'patent foramen ovale', 'ASD': 'atrial septal defect',
+          'VSD': 'ventricular septal defect', 'PDA': 'patent ductus arteriosus', 'SAM': 'systolic anterior motion', 'MAC': 'mitral annular calcification',
+          'MVP': 'mitral prolapse', 'RWMA': 'regional wall motion abnormality', 'WMA': 'wall motion abnormality', 'PH': 'pulmonary hypertension',
+          'LAVI': 'left atrial volume index', 'RAP': 'right atrial pressure', 'FAC': 'fractional area change', 'DT': 'deceleration time',
+          'LVOT': 'left ventricular outflow tract', 'RVOT': 'right ventricular outflow tract'}
+_SHORTS = re.compile(rf'\b(?:{"|".join(sorted(_SHORT, key=len, reverse=True))})\b')
+
+def _plain(sentence: str) -> str:
+    "A sentence in lower case with abbreviations spelt out and turns of phrase made simple."
+    text = _SHORTS.sub(lambda m: _SHORT[m[0]], sentence).lower()
+    for pattern, new in _REWRITES: text = pattern.sub(new, text)
+    return text
+
+# %% ../../nbs/14_data.reports.ipynb #5416be7c
+_PAST = re.compile(r"\b(?:previous(?:ly)?|former(?:ly)?|prior|before|earlier|in (?:19|20)\d\d|last (?:year|study|echo\w*|exam\w*))\b")
+_NOW = re.compile(r'\b(?:now|currently|today|resolved)\b')
+
+def _past_spans(text: str) -> list[tuple[int,int,int]]:
+    "(start, end, where the past begins) of the stretches between commas or 'and' that tell of the past."
+    edges = [0, *(m.start() for m in re.finditer(r'[,;()]|\b(?:and|but)\b', text)), len(text)]
+    spans = ((a, b, _PAST.search(text, a, b)) for a, b in zip(edges, edges[1:]))
+    return [(a, b, m.start()) for a, b, m in spans if m and not _NOW.search(text, a, b)]
+
+# %% ../../nbs/14_data.reports.ipynb #e4680977
+@dataclass
+class _Said:
+    "The cues before and after a concept."
+    before: list
+    after: list
+    listed: bool # Only a comma, 'and' or 'or' since the concept before it
+    past: bool # Told of the past
+
+def _cues_around(text: str, concepts: list[_Mention], past: list) -> list[_Said]:
+    "The cues of a sentence, shared out among its concepts: those after the last stop go with the concept that follows."
+    inside = [(c.start, c.end) for c in concepts if c.role == 'opposite' or c.code == 'ivc_collapse_reduced']
+    cues = [_Cue(m.start(), m.lastgroup, m[0]) for m in _CUES.finditer(text) if not any(a <= m.start() < b for a, b in inside)]
+    cues = [c for c in cues if c.kind == 'stop' or not any(a <= c.start < b for a, b, _ in past)]
+    said = [_Said([], [], False, any(a <= c.start < b for a, b, _ in past)) for c in concepts]
+    for i in range(len(concepts) + 1):
+        left, right = concepts[i-1].end if i else 0, concepts[i].start if i < len(concepts) else len(text)
+        gap = [c for c in cues if left <= c.start < right]
+        stops = [k for k, c in enumerate(gap) if c.kind == 'stop']
+        cut = (stops[-1] if stops else -1) if i and i < len(concepts) else (-1 if i == 0 else len(gap))
+        if i: said[i-1].after = gap[:max(cut, 0)]
+        if i < len(concepts):
+            said[i].before = [c for c in gap[cut+1:] if c.kind != 'stop']
+            said[i].listed = bool(i) and bool(stops) and all(c.kind == 'stop' and c.word in (',', 'and', 'or') for c in gap if c.word != 'nor')
+    return said
+
+# %% ../../nbs/14_data.reports.ipynb #b64d2324
+def _first_part(cues: list[_Cue]) -> list[_Cue]:
+    "The cues up to the first stop that follows one."
+    part = []
+    for c in cues:
+        if c.kind != 'stop': part.append(c)
+        elif part: break
+    return part
+
+def _judged(concept: _Mention, cues: list[_Cue]) -> bool|str|None:
+    "The value that these cues give a concept, or None if they leave it open."
+    t, kinds = FINDINGS[concept.code], {c.kind for c in cues}
+    if 'doubt' in kinds: return None
+    negative = 'negative' in kinds
+    level = max((_level(c.word) for c in cues if c.kind == 'grade'), default=None)
+    if concept.role == 'bare' and kinds != {'normal'}: return None
+    if concept.role in ('state', 'bare'):
+        wrong = 'abnormal' in kinds and not negative or concept.code == 'ivc_collapse_reduced' and negative
+        if not wrong and not ('normal' in kinds or 'abnormal' in kinds and negative): return None
+        level = (level or 1) if wrong else 0
+    elif concept.role == 'opposite': level = 1 if negative else 0
+    elif negative: level = 0
+    stage = [c.word for c in cues if c.kind == 'stage']
+    if t.grades[-1:] == ('grade III',) and stage and not negative: level = '123'.find(stage[0][-1]) + 1 or len(stage[0].split()[1])
+    if t.kind == 'graded': return t.grades[1 if level is None else level]
+    return level != 0 or (concept.role == 'named' and not negative)
+
+# %% ../../nbs/14_data.reports.ipynb #394d4c54
+_WALLS = {'hypokinesis_septal': r'sept(?:al|um)', 'hypokinesis_lateral': 'lateral', 'hypokinesis_anterior': 'anterior',
+          'hypokinesis_inferior': 'inferior', 'hypokinesis_apical': r'apical|apex', 'global_hypokinesis': r'global(?:ly)?|diffuse(?:ly)?'}
+
+def _walls(text: str, concepts: list[_Mention]) -> list[_Mention]:
+    "Hypokinesis, once for each wall that the sentence names."
+    out = []
+    for c in concepts:
+        walls = [code for code, p in _WALLS.items() if re.search(rf'\b(?:{p})\b', text)] if c.code == 'hypokinesis' else [c.code]
+        out += [_Mention(c.start, c.end, c.role, code, c.word) for code in walls]
+    return out
+
+# %% ../../nbs/14_data.reports.ipynb #873b7d7c
+def _read_sentence(sentence: str, section: str) -> list[Finding]:
+    "What one sentence asserts."
+    text = _plain(sentence)
+    mentions, past = _mentions(text, _HOME.get(section, '')), _past_spans(text)
+    dated = lambda m: any(a <= cue <= m.start < b for a, b, cue in past)
+    concepts = [m for m in mentions if m.role not in ('label', 'place') and not dated(m)]
+    said, found, inherited = _cues_around(text, concepts, past), [], []
+    for i, (c, s) in enumerate(zip(concepts, said)):
+        own = s.before + _first_part(s.after)
+        if not own and s.listed: own = inherited
+        if not own and i + 1 < len(said) and said[i+1].listed and not said[i+1].before: own = _first_part(said[i+1].after)
+        inherited = own
+        if s.past and not own: continue
+        for wall in _walls(text, [c]):
+            value = _judged(wall, own)
+            if value is not None: found.append(Finding(wall.code, value, 'report'))
+    return found + _read_numbers(text, mentions, [(a, b) for a, b, _ in past])
+
+# %% ../../nbs/14_data.reports.ipynb #7a1d4dad
+_HEADING = re.compile(rf'^\s*({"|".join(map(re.escape, SECTIONS))})\s*:', re.I | re.M)
+_CANON = {s.lower(): s for s in SECTIONS}
+_LONGEST = 600
+
+def report_sections(
+    text: str, # A report, with or without headings
+) -> list[tuple[str,str]]: # (section, text), '' before the first heading
+    "A report cut at its headings."
+    heads = list(_HEADING.finditer(text))
+    starts = [(0, 0, '')] + [(m.start(), m.end(), _CANON[m[1].lower()]) for m in heads]
+    ends = [m.start() for m in heads] + [len(text)]
+    return [(section, text[a:end].strip()) for (_, a, section), end in zip(starts, ends) if text[a:end].strip()]
+
+def _sentences(text: str) -> list[str]:
+    "Sentences, with line breaks as spaces; a monster is cut into pieces."
+    parts = re.split(r'(?<=[.;!?])\s', re.sub(r'\s+', ' ', text))
+    return [p[i:i + _LONGEST].strip() for p in parts for i in range(0, len(p), _LONGEST) if p[i:i + _LONGEST].strip()]
+
+# %% ../../nbs/14_data.reports.ipynb #5af12465
+def read_report(
+    text: str, # A report as people write them
+    section: str = '', # Section of text that has no heading
+) -> Report: # Its sentences, each with what it asserts
+    "A report from its text."
+    sections = {}
+    for name, body in report_sections(text):
+        name = name or section
+        sections.setdefault(name, []).extend(Sentence(s, tuple(_read_sentence(s, name))) for s in _sentences(body))
+    return Report(sections)
+
+def read_findings(
+    text: str, # A report, or a sentence of one
+    section: str = '', # Section of text that has no heading
+) -> list[Finding]: # At most one of each code: the first that is asserted
+    "What a text asserts: not what it doubts, compares with, or leaves out."
+    found = {}
+    for f in read_report(text, section).findings: found.setdefault(f.code, f)
+    return list(found.values())
