@@ -70,7 +70,7 @@ class Machine:
         db = 1.1*np.minimum(r, 4) - 4.4 - rng.uniform(.006, .014)*r**2 + tgc
         return (10**(db/20)*(.35 + .65*np.clip(r/2.2, 0, 1))).astype(np.float32)[:, None]
 
-# %% ../../nbs/15b_data.scanner.ipynb #2cd1d996
+# %% ../../nbs/15b_data.scanner.ipynb #b5289d8d
 def envelope(
     echo: np.ndarray, # Echogenicity [ranges, beams]
     blood: np.ndarray, # 0..1 [ranges, beams]
@@ -84,7 +84,7 @@ def envelope(
     echo, unit = echo.astype(np.float32), np.float32(.05/m.dr)
     t = cv2.remap(m.texture, (x/PITCH + 320).astype(np.float32), (z/PITCH + 60).astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
     root, fresh = np.exp(np.float32(.55)*t[..., 2]), rng.standard_normal((*echo.shape, 2), np.float32)
-    scatter = np.where(blood[..., None] > .5, fresh, np.float32(1.3)*t[..., :2] + np.float32(.14)*fresh)
+    scatter = np.where(blood[..., None] > .5, fresh, np.float32(1.3)*t[..., :2] + np.float32(.10)*fresh)
     mirror = np.abs(np.gradient(blurred(echo, unit, 0), axis=0))*3*unit
     amplitude = (np.sqrt(np.maximum(echo, 1e-5)) + mirror)*root*_shadow(echo, m.dr)
     e = np.float32(2.76*np.sqrt(m.blur[0]*m.blur[1]/2.85))*blurred(scatter*amplitude[..., None], *m.blur)
