@@ -92,7 +92,7 @@ class FrameEncoder(nn.Module):
         "Feature maps of frames."
         return self.layers(x.contiguous(memory_format=torch.channels_last))
 
-# %% ../../nbs/20_models.video.ipynb #4aaa7238
+# %% ../../nbs/20_models.video.ipynb #0ca8dc99
 class FrameToken(nn.Module):
     "A feature map to one vector that still knows where things were."
     def __init__(self,
@@ -104,7 +104,7 @@ class FrameToken(nn.Module):
         super().__init__()
         self.grid = grid
         self.squeeze = nn.Conv2d(channels, squeeze, 1)
-        self.project = nn.Sequential(nn.LayerNorm(squeeze*grid**2), nn.Linear(squeeze*grid**2, width), nn.LayerNorm(width))
+        self.project = nn.Sequential(nn.BatchNorm1d(squeeze*grid**2), nn.Linear(squeeze*grid**2, width))
 
     def forward(self,
         x: Tensor, # [N,channels,h,w]

@@ -18,7 +18,7 @@ from ..vocabulary import COARSE_VIEWS
 # %% auto #0
 __all__ = ['ViewClassifier', 'fit_temperature', 'fit_threshold', 'view_classifier']
 
-# %% ../../nbs/22_models.views.ipynb #eca928a5
+# %% ../../nbs/22_models.views.ipynb #ad43f25f
 class ViewClassifier(nn.Module):
     "Frames of a clip to a view, with calibrated probability and a threshold below which no view is named."
     def __init__(self,
@@ -32,7 +32,7 @@ class ViewClassifier(nn.Module):
         self.contract, self.frames = contract or InputContract(), frames
         self.sizes = dict(n=n, widths=tuple(widths), frames=frames, dropout=dropout)
         self.encoder = FrameEncoder(3, widths)
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(2*self.encoder.width, n))
+        self.head = nn.Sequential(nn.BatchNorm1d(2*self.encoder.width), nn.Dropout(dropout), nn.Linear(2*self.encoder.width, n))
         self.register_buffer('temperature', torch.ones(()))
         self.register_buffer('threshold', torch.zeros(()))
 
