@@ -63,7 +63,7 @@ def _checked(corpus: Corpus) -> Corpus:
     if unknown := set(table['view']) - set(COARSE_VIEWS): raise CorpusError(f'unknown view {sorted(unknown)[0]!r}')
     return corpus
 
-# %% ../../nbs/30_training.loaders.ipynb #0e277f30
+# %% ../../nbs/30_training.loaders.ipynb #335e18da
 def disc_frames(
     ef: float, # Ejection fraction, percent
     effusion: float, # Depth of the dark rim, cm (drawn at 4 px per cm)
@@ -73,12 +73,12 @@ def disc_frames(
     size: int = 32, # Pixels
 ) -> np.ndarray: # uint8 `[3,T,H,W]`
     "A bright ring around a dark disc whose area falls by the ejection fraction."
-    cy, cx = {'A4C': (.5, .5), 'Parasternal_Short': (.35, .65), 'Subcostal': (.65, .35)}[view]
+    cy, cx, ring = {'A4C': (.5, .5, 4), 'Parasternal_Short': (.4, .6, 2), 'Subcostal': (.6, .4, 6)}[view]
     y, x = np.mgrid[:size, :size]/size
     r = np.hypot(y - cy, x - cx)[None]*size
     phase = np.sin(np.pi*np.arange(frames)/frames)[:, None, None]
     radius = 7*np.sqrt(1 - ef/100*phase)*rng.uniform(.95, 1.05)
-    tissue = np.where(r < radius, 20, np.where(r < radius + 4, 190, np.where(r < radius + 4 + 4*effusion, 5, 80)))
+    tissue = np.where(r < radius, 20, np.where(r < radius + ring, 190, np.where(r < radius + ring + 4*effusion, 5, 80)))
     return np.clip(tissue*rng.gamma(20, 1/20, tissue.shape), 0, 255).astype(np.uint8)[None].repeat(3, 0)
 
 def disc_corpus(
