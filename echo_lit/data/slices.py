@@ -53,7 +53,7 @@ SHOTS = {s.code: s for s in (
     Shot('subcostal_ivc', 'cava', direction(0), -AXIS, 2.2, 8.0),
     Shot('ssn_arch', 'arch', direction(0), AXIS, 0., 5.4, 0, 14.))}
 
-# %% ../../nbs/15a_data.slices.ipynb #19b15e69
+# %% ../../nbs/15a_data.slices.ipynb #04c3c7df
 @dataclass(frozen=True)
 class Probe:
     "A shot as one hand and one machine take it."
@@ -82,7 +82,7 @@ def random_probe(
     r = np.random.default_rng([seed, 21])
     u = r.uniform
     return Probe(shot, seed, max(shot.depth, _reach(shot, heart))*u(.97, 1.15), u(.2, 1.4), u(36, 47), u(-.7, .7), u(-.5, .6),
-                 u(-10, 10), u(-9, 9), u(-6, 6), r.beta(4, 2), u(-10, 5), u(0, 40), u(0, .25), int(r.integers(4)))
+                 u(-10, 10), u(-9, 9), u(-6, 6), r.beta(4, 2), u(-10, 5), u(3, 40), u(0, .25), int(r.integers(4)))
 
 def _reach(shot, heart) -> float:
     "Depth in cm that keeps the heart inside the sector."
