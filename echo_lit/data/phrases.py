@@ -13,20 +13,28 @@ from ..vocabulary import FINDINGS, SECTIONS, Finding
 # %% auto #0
 __all__ = ['PHRASES', 'Phrase', 'phrase_text', 'read_sentence']
 
-# %% ../../nbs/14_data.phrases.ipynb #66d505c4
+# %% ../../nbs/14_data.phrases.ipynb #0dc3bec2
 _PHRASES = '''
 ef | Ejection fraction {}. / The ejection fraction is {}. / LVEF {}. / Estimated ejection fraction is {}.
-lv_systolic_function | Left ventricular systolic function is {}. / {} left ventricular systolic function. / LV systolic function is {}.
-lv_systolic_function=normal | Left ventricular systolic function is normal. / Normal left ventricular systolic function. / LV systolic function is preserved.
-lv_systolic_function=* ef | Left ventricular systolic function is {lv_systolic_function}, ejection fraction {ef}. / {lv_systolic_function} systolic function with an ejection fraction of {ef}. / Systolic function is {lv_systolic_function} with LVEF {ef}.
+lv_systolic_function | Left ventricular systolic function is {}. / {} left ventricular systolic function. / LV systolic function is
+    {}.
+lv_systolic_function=normal | Left ventricular systolic function is normal. / Normal left ventricular systolic function. / LV systolic
+    function is preserved.
+lv_systolic_function=* ef | Left ventricular systolic function is {lv_systolic_function}, ejection fraction {ef}. /
+    {lv_systolic_function} systolic function with an ejection fraction of {ef}. / Systolic function is {lv_systolic_function} with
+    LVEF {ef}.
 lv_size | The left ventricle is {}. / {} left ventricle. / The left ventricular cavity is {}.
 lv_size=normal | The left ventricle is normal in size. / Normal left ventricular size. / Left ventricular cavity size is normal.
-lv_size=* lvidd | The left ventricle is {lv_size}, LVIDd {lvidd}. / The left ventricle is {lv_size} with a diastolic diameter of {lvidd}.
-lv_hypertrophy | {} left ventricular hypertrophy. / There is {} concentric left ventricular hypertrophy. / Left ventricular wall thickness is increased to a {} degree.
+lv_size=* lvidd | The left ventricle is {lv_size}, LVIDd {lvidd}. / The left ventricle is {lv_size} with a diastolic diameter of
+    {lvidd}.
+lv_hypertrophy | {} left ventricular hypertrophy. / There is {} concentric left ventricular hypertrophy. / Left ventricular wall
+    thickness is increased to a {} degree.
 lv_hypertrophy=none | No left ventricular hypertrophy. / Left ventricular wall thickness is normal. / Normal wall thickness.
-lv_hypertrophy ivsd | {lv_hypertrophy} left ventricular hypertrophy, septum {ivsd}. / {lv_hypertrophy} hypertrophy with a septal thickness of {ivsd}.
+lv_hypertrophy ivsd | {lv_hypertrophy} left ventricular hypertrophy, septum {ivsd}. / {lv_hypertrophy} hypertrophy with a septal
+    thickness of {ivsd}.
 lv_hypertrophy=none ivsd | No left ventricular hypertrophy, septum {ivsd}. / Wall thickness is normal with a septum of {ivsd}.
-lv_diastolic_function | {} diastolic dysfunction. / There is {} diastolic dysfunction of the left ventricle. / Diastolic dysfunction, {}.
+lv_diastolic_function | {} diastolic dysfunction. / There is {} diastolic dysfunction of the left ventricle. / Diastolic dysfunction,
+    {}.
 lv_diastolic_function=normal | Diastolic function is normal. / Normal diastolic function. / No diastolic dysfunction.
 lv_edv | LVEDV {}. / End-diastolic volume is {}. / The end-diastolic volume of the left ventricle is {}.
 lv_esv | LVESV {}. / End-systolic volume is {}. / The end-systolic volume of the left ventricle is {}.
@@ -48,7 +56,8 @@ lv_aneurysm=yes | There is a left ventricular aneurysm. / The apex is aneurysmal
 lv_aneurysm=no | No left ventricular aneurysm. / The apex is not aneurysmal.
 ventricular_septal_defect=yes | A ventricular septal defect is present. / Colour Doppler shows a ventricular septal defect.
 ventricular_septal_defect=no | No ventricular septal defect. / The ventricular septum is intact.
-wall_motion_abnormality=yes | There are regional wall motion abnormalities. / Regional wall motion is abnormal. / A regional wall motion abnormality is seen.
+wall_motion_abnormality=yes | There are regional wall motion abnormalities. / Regional wall motion is abnormal. / A regional wall
+    motion abnormality is seen.
 wall_motion_abnormality=no | No regional wall motion abnormality. / Regional wall motion is normal. / All segments contract normally.
 hypokinesis_septal=yes | The septum is hypokinetic. / Septal hypokinesis. / There is hypokinesis of the septum.
 hypokinesis_septal=no | No septal hypokinesis. / The septum is not hypokinetic.
@@ -60,11 +69,16 @@ hypokinesis_inferior=yes | The inferior wall is hypokinetic. / Inferior hypokine
 hypokinesis_inferior=no | No inferior hypokinesis. / The inferior wall is not hypokinetic.
 hypokinesis_apical=yes | The apex is hypokinetic. / Apical hypokinesis. / There is hypokinesis of the apex.
 hypokinesis_apical=no | No apical hypokinesis. / The apex is not hypokinetic.
-hypokinesis_septal=yes hypokinesis_anterior=yes | The septum and the anterior wall are hypokinetic. / Hypokinesis of the septal and anterior segments.
-hypokinesis_septal=yes hypokinesis_inferior=yes | The septum and the inferior wall are hypokinetic. / Hypokinesis of the septal and inferior segments.
-hypokinesis_lateral=yes hypokinesis_inferior=yes | The lateral and inferior walls are hypokinetic. / Hypokinesis of the lateral and inferior segments.
-hypokinesis_anterior=yes hypokinesis_apical=yes | The anterior wall and the apex are hypokinetic. / Hypokinesis of the anterior and apical segments.
-hypokinesis_septal=no hypokinesis_lateral=no hypokinesis_anterior=no hypokinesis_inferior=no hypokinesis_apical=no | No septal, lateral, anterior, inferior or apical hypokinesis.
+hypokinesis_septal=yes hypokinesis_anterior=yes | The septum and the anterior wall are hypokinetic. / Hypokinesis of the septal and
+    anterior segments.
+hypokinesis_septal=yes hypokinesis_inferior=yes | The septum and the inferior wall are hypokinetic. / Hypokinesis of the septal and
+    inferior segments.
+hypokinesis_lateral=yes hypokinesis_inferior=yes | The lateral and inferior walls are hypokinetic. / Hypokinesis of the lateral and
+    inferior segments.
+hypokinesis_anterior=yes hypokinesis_apical=yes | The anterior wall and the apex are hypokinetic. / Hypokinesis of the anterior and
+    apical segments.
+hypokinesis_septal=no hypokinesis_lateral=no hypokinesis_anterior=no hypokinesis_inferior=no hypokinesis_apical=no | No septal,
+    lateral, anterior, inferior or apical hypokinesis.
 global_hypokinesis=yes | Global hypokinesis. / The left ventricle is globally hypokinetic.
 global_hypokinesis=no | No global hypokinesis. / The left ventricle is not globally hypokinetic.
 akinesis=yes | Akinesis is present. / There are akinetic segments.
@@ -76,11 +90,16 @@ abnormal_septal_motion=no | Septal motion is normal. / Normal septal motion.
 wall_motion_score_index | Wall motion score index {}. / The wall motion score index is {}.
 rv_size | The right ventricle is {}. / {} right ventricle. / RV is {}.
 rv_size=normal | The right ventricle is normal in size. / Normal right ventricular size. / RV size is normal.
-rv_systolic_function | Right ventricular systolic function is {}. / {} right ventricular systolic function. / RV systolic function is {}.
-rv_systolic_function=normal | Right ventricular systolic function is normal. / Normal RV systolic function. / RV systolic function is preserved.
-rv_size=normal rv_systolic_function=normal | Normal right ventricular size and systolic function. / The right ventricle is normal in size and function.
-rv_size=* rv_basal_diameter | The right ventricle is {rv_size}, basal diameter {rv_basal_diameter}. / The right ventricle is {rv_size} with a basal diameter of {rv_basal_diameter}.
-rv_systolic_function=* tapse | Right ventricular systolic function is {rv_systolic_function}, TAPSE {tapse}. / RV systolic function is {rv_systolic_function} with a TAPSE of {tapse}.
+rv_systolic_function | Right ventricular systolic function is {}. / {} right ventricular systolic function. / RV systolic function is
+    {}.
+rv_systolic_function=normal | Right ventricular systolic function is normal. / Normal RV systolic function. / RV systolic function is
+    preserved.
+rv_size=normal rv_systolic_function=normal | Normal right ventricular size and systolic function. / The right ventricle is normal in
+    size and function.
+rv_size=* rv_basal_diameter | The right ventricle is {rv_size}, basal diameter {rv_basal_diameter}. / The right ventricle is {rv_size}
+    with a basal diameter of {rv_basal_diameter}.
+rv_systolic_function=* tapse | Right ventricular systolic function is {rv_systolic_function}, TAPSE {tapse}. / RV systolic function is
+    {rv_systolic_function} with a TAPSE of {tapse}.
 rv_basal_diameter | RV basal diameter {}. / The right ventricle measures {:mm} at the base.
 tapse | TAPSE {}. / TAPSE is {:mm}. / Tricuspid annular plane systolic excursion is {}.
 rv_s_prime | RV S' {}. / Tricuspid annular systolic velocity is {}.
@@ -90,7 +109,8 @@ rv_hypertrophy=yes | There is right ventricular hypertrophy. / The right ventric
 rv_hypertrophy=no | No right ventricular hypertrophy. / The right ventricular free wall is not hypertrophied.
 septal_flattening=yes | The septum is flattened. / Septal flattening is present. / The left ventricle is D-shaped.
 septal_flattening=no | No septal flattening. / The septum is not flattened.
-pacemaker_lead=yes | A pacemaker lead is seen in the right ventricle. / Pacemaker lead present. / There is a device lead in the right heart.
+pacemaker_lead=yes | A pacemaker lead is seen in the right ventricle. / Pacemaker lead present. / There is a device lead in the right
+    heart.
 pacemaker_lead=no | No pacemaker lead. / No device lead is seen in the right heart.
 la_size | The left atrium is {}. / {} left atrium. / LA is {}.
 la_size=normal | The left atrium is normal in size. / Normal left atrial size. / LA size is normal.
@@ -126,10 +146,13 @@ mitral_regurgitation | {} mitral regurgitation. / There is {} mitral regurgitati
 mitral_regurgitation=none | No mitral regurgitation. / There is no mitral regurgitation. / Mitral regurgitation is absent.
 mitral_stenosis | {} mitral stenosis. / There is {} mitral stenosis. / Mitral stenosis is {}.
 mitral_stenosis=none | No mitral stenosis. / The mitral valve is not stenotic.
-mitral_stenosis=none mitral_regurgitation=none | No mitral stenosis or regurgitation. / Neither mitral stenosis nor regurgitation is seen.
-mitral_annular_calcification=yes | Mitral annular calcification. / The mitral annulus is calcified. / There is calcification of the mitral annulus.
+mitral_stenosis=none mitral_regurgitation=none | No mitral stenosis or regurgitation. / Neither mitral stenosis nor regurgitation is
+    seen.
+mitral_annular_calcification=yes | Mitral annular calcification. / The mitral annulus is calcified. / There is calcification of the
+    mitral annulus.
 mitral_annular_calcification=no | No mitral annular calcification. / The mitral annulus is not calcified.
-mitral_regurgitation=* mitral_annular_calcification=yes | Mitral annular calcification with {mitral_regurgitation} mitral regurgitation. / The mitral annulus is calcified, with {mitral_regurgitation} regurgitation.
+mitral_regurgitation=* mitral_annular_calcification=yes | Mitral annular calcification with {mitral_regurgitation} mitral
+    regurgitation. / The mitral annulus is calcified, with {mitral_regurgitation} regurgitation.
 mitral_thickening=yes | The mitral leaflets are thickened. / Mitral leaflet thickening.
 mitral_thickening=no | The mitral leaflets are not thickened. / No mitral leaflet thickening.
 mitral_prolapse=yes | There is mitral valve prolapse. / A mitral leaflet prolapses in systole.
@@ -160,11 +183,14 @@ aortic_regurgitation | {} aortic regurgitation. / There is {} aortic regurgitati
 aortic_regurgitation=none | No aortic regurgitation. / There is no aortic regurgitation. / Aortic regurgitation is absent.
 aortic_stenosis | {} aortic stenosis. / There is {} aortic stenosis. / Aortic stenosis is {}.
 aortic_stenosis=none | No aortic stenosis. / The aortic valve is not stenotic.
-aortic_stenosis=none aortic_regurgitation=none | No aortic stenosis or regurgitation. / Neither aortic stenosis nor regurgitation is seen.
-aortic_stenosis av_peak_velocity | {aortic_stenosis} aortic stenosis, peak velocity {av_peak_velocity}. / {aortic_stenosis} aortic stenosis with a peak velocity of {av_peak_velocity}.
+aortic_stenosis=none aortic_regurgitation=none | No aortic stenosis or regurgitation. / Neither aortic stenosis nor regurgitation is
+    seen.
+aortic_stenosis av_peak_velocity | {aortic_stenosis} aortic stenosis, peak velocity {av_peak_velocity}. / {aortic_stenosis} aortic
+    stenosis with a peak velocity of {av_peak_velocity}.
 aortic_valve_calcification=yes | The aortic valve is calcified. / Aortic valve calcification. / Calcification of the aortic cusps.
 aortic_valve_calcification=no | The aortic valve is not calcified. / No aortic valve calcification.
-aortic_regurgitation=* aortic_valve_calcification=yes | The aortic valve is calcified, with {aortic_regurgitation} regurgitation. / Aortic valve calcification with {aortic_regurgitation} aortic regurgitation.
+aortic_regurgitation=* aortic_valve_calcification=yes | The aortic valve is calcified, with {aortic_regurgitation} regurgitation. /
+    Aortic valve calcification with {aortic_regurgitation} aortic regurgitation.
 bicuspid_aortic_valve=yes | The aortic valve is bicuspid. / Bicuspid aortic valve.
 bicuspid_aortic_valve=no | The aortic valve is tricuspid. / The aortic valve has three cusps. / Trileaflet aortic valve.
 aortic_vegetation=yes | A vegetation is seen on the aortic valve. / Aortic valve vegetation present.
@@ -174,14 +200,16 @@ aortic_prosthesis=no | No aortic valve prosthesis. / The aortic valve is native.
 av_peak_velocity | Peak aortic velocity {}. / The peak velocity across the aortic valve is {}.
 av_mean_gradient | Mean aortic gradient {}. / The mean gradient across the aortic valve is {}.
 av_area | Aortic valve area {}. / The aortic orifice area is {}.
-av_peak_velocity av_mean_gradient av_area | Peak aortic velocity {av_peak_velocity}, mean gradient {av_mean_gradient}, valve area {av_area}.
+av_peak_velocity av_mean_gradient av_area | Peak aortic velocity {av_peak_velocity}, mean gradient {av_mean_gradient}, valve area
+    {av_area}.
 ar_pressure_half_time | Aortic regurgitation pressure half-time {}. / The pressure half-time is {}.
 tricuspid_regurgitation | {} tricuspid regurgitation. / There is {} tricuspid regurgitation. / Tricuspid regurgitation is {}.
 tricuspid_regurgitation=none | No tricuspid regurgitation. / There is no tricuspid regurgitation. / Tricuspid regurgitation is absent.
 tricuspid_stenosis | {} tricuspid stenosis. / There is {} tricuspid stenosis.
 tricuspid_stenosis=none | No tricuspid stenosis. / The tricuspid valve is not stenotic.
 tricuspid_stenosis=none tricuspid_regurgitation=none | No tricuspid stenosis or regurgitation.
-tricuspid_regurgitation tr_peak_velocity | {tricuspid_regurgitation} tricuspid regurgitation, peak velocity {tr_peak_velocity}. / {tricuspid_regurgitation} tricuspid regurgitation with a peak velocity of {tr_peak_velocity}.
+tricuspid_regurgitation tr_peak_velocity | {tricuspid_regurgitation} tricuspid regurgitation, peak velocity {tr_peak_velocity}. /
+    {tricuspid_regurgitation} tricuspid regurgitation with a peak velocity of {tr_peak_velocity}.
 tricuspid_vegetation=yes | A vegetation is seen on the tricuspid valve. / Tricuspid vegetation present.
 tricuspid_vegetation=no | No tricuspid vegetation. / No vegetation is seen on the tricuspid valve.
 tricuspid_prosthesis=yes | There is a tricuspid prosthesis. / A prosthetic tricuspid valve is in place.
@@ -199,11 +227,13 @@ pulmonic_peak_velocity | Peak pulmonic velocity {}. / The peak velocity across t
 rvot_acceleration_time | Pulmonic acceleration time {}. / The acceleration time in the right ventricular outflow tract is {}.
 pericardial_effusion | {} pericardial effusion. / There is a {} pericardial effusion. / A {} pericardial effusion is seen.
 pericardial_effusion=none | No pericardial effusion. / There is no pericardial effusion. / Pericardial effusion is absent.
-pericardial_effusion pericardial_effusion_depth | {pericardial_effusion} pericardial effusion, {pericardial_effusion_depth} deep. / {pericardial_effusion} pericardial effusion measuring {pericardial_effusion_depth:mm}.
+pericardial_effusion pericardial_effusion_depth | {pericardial_effusion} pericardial effusion, {pericardial_effusion_depth} deep. /
+    {pericardial_effusion} pericardial effusion measuring {pericardial_effusion_depth:mm}.
 pericardial_effusion_depth | Pericardial effusion depth is {}. / Effusion depth {}.
 tamponade=yes | There are signs of tamponade. / Tamponade physiology is present.
 tamponade=no | No tamponade. / There are no signs of tamponade.
-pericardial_effusion tamponade=no | {pericardial_effusion} pericardial effusion without tamponade. / There is a {pericardial_effusion} pericardial effusion without signs of tamponade.
+pericardial_effusion tamponade=no | {pericardial_effusion} pericardial effusion without tamponade. / There is a {pericardial_effusion}
+    pericardial effusion without signs of tamponade.
 constriction=yes | Constrictive physiology is present. / There are signs of constriction.
 constriction=no | No constrictive physiology. / No signs of constriction.
 pericardial_thickening=yes | The pericardium is thickened. / Pericardial thickening is present.
@@ -213,7 +243,8 @@ pleural_effusion=no | No pleural effusion. / A pleural effusion is not seen.
 aortic_root_diameter | Aortic root {}. / The aortic root measures {:mm}. / Aortic root diameter is {}.
 aortic_root_size | The aortic root is {}. / {} aortic root.
 aortic_root_size=normal | The aortic root is normal in size. / Normal aortic root size.
-aortic_root_size=* aortic_root_diameter | The aortic root is {aortic_root_size}, {aortic_root_diameter}. / The aortic root is {aortic_root_size} at {aortic_root_diameter}.
+aortic_root_size=* aortic_root_diameter | The aortic root is {aortic_root_size}, {aortic_root_diameter}. / The aortic root is
+    {aortic_root_size} at {aortic_root_diameter}.
 ascending_aorta_diameter | Ascending aorta {}. / The ascending aorta measures {:mm}.
 ascending_aorta_dilated=yes | The ascending aorta is dilated. / Dilated ascending aorta.
 ascending_aorta_dilated=no | The ascending aorta is not dilated. / Ascending aorta is normal in size.
@@ -228,7 +259,8 @@ ivc_diameter | IVC {}. / The inferior vena cava measures {:mm}. / IVC diameter i
 ivc_dilated=yes | The inferior vena cava is dilated. / Dilated IVC.
 ivc_dilated=no | The inferior vena cava is not dilated. / The IVC is normal in size.
 ivc_dilated=yes ivc_diameter | The inferior vena cava is dilated, {ivc_diameter}. / Dilated IVC measuring {ivc_diameter}.
-ivc_dilated=no ivc_diameter | The inferior vena cava is normal in size, {ivc_diameter}. / The IVC is not dilated, measuring {ivc_diameter}.
+ivc_dilated=no ivc_diameter | The inferior vena cava is normal in size, {ivc_diameter}. / The IVC is not dilated, measuring
+    {ivc_diameter}.
 ivc_collapse | The inferior vena cava collapses by {}. / Inspiratory collapse is {}.
 ivc_collapse_reduced=yes | Inspiratory collapse is reduced. / The IVC collapses by less than half.
 ivc_collapse_reduced=no | Inspiratory collapse is normal. / The IVC collapses by more than half.
@@ -237,7 +269,8 @@ hepatic_vein_reversal=no | No systolic flow reversal in the hepatic veins. / Hep
 rvsp | RVSP {}. / Right ventricular systolic pressure is {}. / Pulmonary artery systolic pressure is estimated at {}.
 pulmonary_hypertension | {} pulmonary hypertension. / There is {} pulmonary hypertension.
 pulmonary_hypertension=none | No pulmonary hypertension. / There is no pulmonary hypertension.
-pulmonary_hypertension rvsp | {pulmonary_hypertension} pulmonary hypertension, RVSP {rvsp}. / {pulmonary_hypertension} pulmonary hypertension with an RVSP of {rvsp}.
+pulmonary_hypertension rvsp | {pulmonary_hypertension} pulmonary hypertension, RVSP {rvsp}. / {pulmonary_hypertension} pulmonary
+    hypertension with an RVSP of {rvsp}.
 main_pa_diameter | Main pulmonary artery {}. / The main pulmonary artery measures {:mm}.
 pulmonary_artery_dilated=yes | The pulmonary artery is dilated. / Dilated main pulmonary artery.
 pulmonary_artery_dilated=no | The pulmonary artery is not dilated. / The main pulmonary artery is normal in size.
@@ -270,7 +303,11 @@ class Phrase:
         "Whether every finding it states is among these."
         return all(code in findings and (not values or findings[code].value in values) for code, values in self.wants)
 
-# %% ../../nbs/14_data.phrases.ipynb #43602cf2
+# %% ../../nbs/14_data.phrases.ipynb #2db9603d
+def _lines(table: str) -> list[str]:
+    "Lines of a table; an indented line goes on with the one before."
+    return re.sub(r'\n +', ' ', table.strip()).splitlines()
+
 def _want(word: str) -> tuple[str, tuple]:
     "The code and the values that a word of the phrase book stands for."
     code, _, value = word.partition('=')
@@ -283,7 +320,7 @@ def _phrase(line: str) -> Phrase:
     words, texts = line.split(' | ')
     return Phrase(tuple(map(_want, words.split())), tuple(texts.split(' / ')))
 
-PHRASES = tuple(map(_phrase, _PHRASES.strip().splitlines()))
+PHRASES = tuple(map(_phrase, _lines(_PHRASES)))
 
 # %% ../../nbs/14_data.phrases.ipynb #bc4d1e03
 def _spoken(f: Finding, unit: str) -> str:
@@ -327,16 +364,22 @@ ias | (?:inter)?atrial sept(?:um|al)'''.strip().splitlines())}
 
 _HOME = dict(zip(SECTIONS, ('lv', 'lv', 'rv', 'la', 'ra', 'ias', 'mitral', 'aortic', 'tricuspid', 'pulmonic', 'pericard', 'aortic', 'ivc', 'pa', 'pveins')))
 
-# %% ../../nbs/14_data.phrases.ipynb #b5bc67b7
+# %% ../../nbs/14_data.phrases.ipynb #9caa957c
 _CONCEPTS = '''
-named | regurgitation, insufficiency, incompetence | mitral:mitral_regurgitation annulus:mitral_regurgitation aortic:aortic_regurgitation tricuspid:tricuspid_regurgitation pulmonic:pulmonic_regurgitation
-named | stenosis, stenotic | mitral:mitral_stenosis aortic:aortic_stenosis tricuspid:tricuspid_stenosis pulmonic:pulmonic_stenosis pveins:pulmonary_vein_stenosis
-named | dilat\\w+, enlarge\\w* | lv:lv_size rv:rv_size la:la_size ra:ra_size root:aortic_root_size ascending:ascending_aorta_dilated ivc:ivc_dilated pa:pulmonary_artery_dilated
-bare | aortic root, ascending aorta, vena cava, left atrium, right atrium, (?:main )?pulmonary artery | la:la_size ra:ra_size root:aortic_root_size ascending:ascending_aorta_dilated ivc:ivc_dilated pa:pulmonary_artery_dilated
-state | size, calib(?:er|re), dimensions? | lv:lv_size rv:rv_size la:la_size ra:ra_size root:aortic_root_size ascending:ascending_aorta_dilated ivc:ivc_dilated pa:pulmonary_artery_dilated
+named | regurgitation, insufficiency, incompetence | mitral:mitral_regurgitation annulus:mitral_regurgitation
+    aortic:aortic_regurgitation tricuspid:tricuspid_regurgitation pulmonic:pulmonic_regurgitation
+named | stenosis, stenotic | mitral:mitral_stenosis aortic:aortic_stenosis tricuspid:tricuspid_stenosis pulmonic:pulmonic_stenosis
+    pveins:pulmonary_vein_stenosis
+named | dilat\\w+, enlarge\\w* | lv:lv_size rv:rv_size la:la_size ra:ra_size root:aortic_root_size ascending:ascending_aorta_dilated
+    ivc:ivc_dilated pa:pulmonary_artery_dilated
+bare | aortic root, ascending aorta, vena cava, left atrium, right atrium, (?:main )?pulmonary artery | la:la_size ra:ra_size
+    root:aortic_root_size ascending:ascending_aorta_dilated ivc:ivc_dilated pa:pulmonary_artery_dilated
+state | size, calib(?:er|re), dimensions? | lv:lv_size rv:rv_size la:la_size ra:ra_size root:aortic_root_size
+    ascending:ascending_aorta_dilated ivc:ivc_dilated pa:pulmonary_artery_dilated
 named | plethoric | ivc:ivc_dilated
 named | systolic dysfunction, dysfunction | lv:lv_systolic_function rv:rv_systolic_function
-state | systolic function, systolic performance, function, contraction, contractility | lv:lv_systolic_function rv:rv_systolic_function
+state | systolic function, systolic performance, function, contraction, contractility | lv:lv_systolic_function
+    rv:rv_systolic_function
 named | diastolic dysfunction | *:lv_diastolic_function
 state | diastolic function | *:lv_diastolic_function
 named | hypertrophy, hypertrophied | lv:lv_hypertrophy rv:rv_hypertrophy
@@ -368,8 +411,10 @@ named | thicken\\w+ | mitral:mitral_thickening pericard:pericardial_thickening
 named | prolaps\\w+ | mitral:mitral_prolapse
 named | flail | mitral:mitral_flail
 named | vegetations? | mitral:mitral_vegetation aortic:aortic_vegetation tricuspid:tricuspid_vegetation
-named | (?:bio)?prosthe\\w+ | mitral:mitral_prosthesis aortic:aortic_prosthesis tricuspid:tricuspid_prosthesis pulmonic:pulmonic_prosthesis
-opposite | valve is native | mitral:mitral_prosthesis aortic:aortic_prosthesis tricuspid:tricuspid_prosthesis pulmonic:pulmonic_prosthesis
+named | (?:bio)?prosthe\\w+ | mitral:mitral_prosthesis aortic:aortic_prosthesis tricuspid:tricuspid_prosthesis
+    pulmonic:pulmonic_prosthesis
+opposite | valve is native | mitral:mitral_prosthesis aortic:aortic_prosthesis tricuspid:tricuspid_prosthesis
+    pulmonic:pulmonic_prosthesis
 named | (?:edge-to-edge )?clips? | mitral:mitral_clip
 named | systolic anterior motion | *:systolic_anterior_motion
 named | bicuspid | *:bicuspid_aortic_valve
@@ -411,7 +456,8 @@ label | free wall thickness | *:rv_wall_thickness
 place | free wall | *:rv_wall_thickness
 label | volume | la:la_volume
 label | volume index, volume indexed | la:la_volume_index
-label | diameter | la:la_diameter root:aortic_root_diameter ascending:ascending_aorta_diameter arch:aortic_arch_diameter ivc:ivc_diameter pa:main_pa_diameter
+label | diameter | la:la_diameter root:aortic_root_diameter ascending:ascending_aorta_diameter arch:aortic_arch_diameter
+    ivc:ivc_diameter pa:main_pa_diameter
 place | left atrium | *:la_diameter
 label | area | ra:ra_area
 label | right atrial pressure | *:ra_pressure
@@ -428,7 +474,9 @@ label | (?:average )?e/e'(?: ratio)? | *:e_e_prime
 label | eroa, effective regurgitant orifice area | *:mr_eroa
 label | regurgitant volume | *:mr_volume
 label | (?:aortic regurgitation )?pressure half[- ]time | *:ar_pressure_half_time
-label | (?:(?:aortic|tricuspid|pulmonic)(?: valve| regurgitation)? )?(?:vmax|peak velocity|jet velocity), peak (?:aortic|tricuspid|pulmonic)(?: regurgitant| valve)? velocity, regurgitant jet | aortic:av_peak_velocity tricuspid:tr_peak_velocity pulmonic:pulmonic_peak_velocity
+label | (?:(?:aortic|tricuspid|pulmonic)(?: valve| regurgitation)? )?(?:vmax|peak velocity|jet velocity), peak
+    (?:aortic|tricuspid|pulmonic)(?: regurgitant| valve)? velocity, regurgitant jet | aortic:av_peak_velocity
+    tricuspid:tr_peak_velocity pulmonic:pulmonic_peak_velocity
 place | tricuspid annulus | *:tv_annulus_diameter
 label | acceleration time | *:rvot_acceleration_time
 label | effusion depth | *:pericardial_effusion_depth
@@ -445,11 +493,11 @@ label | d velocity, diastolic wave | pveins:pulmonary_vein_d
 label | s/d(?: ratio)? | *:pulmonary_vein_sd
 '''
 
-# %% ../../nbs/14_data.phrases.ipynb #d50c6e21
+# %% ../../nbs/14_data.phrases.ipynb #377e553c
 def _lexicon(roles: tuple[str,...]) -> tuple[re.Pattern, dict]:
     "One pattern for all words of these roles, longest first, and what each of its groups means."
     words = [(word, role, dict(pair.split(':') for pair in meanings.split()))
-             for role, patterns, meanings in (line.split(' | ') for line in _CONCEPTS.replace('\\\\', '\\').strip().splitlines()) if role in roles
+             for role, patterns, meanings in (line.split(' | ') for line in _lines(_CONCEPTS.replace('\\\\', '\\'))) if role in roles
              for word in patterns.split(', ')]
     words.sort(key=lambda w: -len(w[0]))
     alternatives = '|'.join(f'(?P<w{i}>{word})' for i, (word, *_) in enumerate(words))

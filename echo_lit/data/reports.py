@@ -84,7 +84,7 @@ def write_report(
         if here: sections[section] = _section_sentences(here, random.Random(f'{seed} {section}'))
     return Report(sections)
 
-# %% ../../nbs/14a_data.reports.ipynb #a1ed2310
+# %% ../../nbs/14a_data.reports.ipynb #59229b2e
 _HEADING = re.compile(rf'^[ \t]*({"|".join(map(re.escape, SECTIONS))})\s*:', re.I | re.M)
 _CANON = {s.lower(): s for s in SECTIONS}
 _LONGEST = 600
@@ -99,9 +99,9 @@ def report_sections(
     return [(section, text[a:end].strip()) for (_, a, section), end in zip(starts, ends) if text[a:end].strip()]
 
 def _sentences(text: str) -> list[str]:
-    "Sentences, with line breaks as spaces; a monster is cut into pieces."
-    parts = re.split(r'(?<=[.;!?])\s', re.sub(r'\s+', ' ', text))
-    return [p[i:i + _LONGEST].strip() for p in parts for i in range(0, len(p), _LONGEST) if p[i:i + _LONGEST].strip()]
+    "Sentences, with line breaks as spaces; what is too long to be a word goes, what is too long to be a sentence is cut at a space."
+    parts = re.split(r'(?<=[.;!?]) ', re.sub(r'\s+', ' ', re.sub(r'\S{80,}', ' ', text)))
+    return [piece for p in parts for piece in re.findall(rf'\S.{{0,{_LONGEST}}}(?= |$)', p)]
 
 # %% ../../nbs/14a_data.reports.ipynb #1213badf
 def read_report(
