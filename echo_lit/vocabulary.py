@@ -22,55 +22,78 @@ COARSE_VIEWS = ('A2C', 'A3C', 'A4C', 'A5C', 'Apical_Doppler', 'Doppler_Parastern
 
 MODALITIES = ('2D', 'M-mode', 'colour', 'PW', 'CW', 'TDI')
 
-# %% ../nbs/01_vocabulary.ipynb #39324da2
+# %% ../nbs/01_vocabulary.ipynb #da042363
 _VIEWS = '''
 plax                  | parasternal  | 2D     | - | Parasternal_Long | SCT 399139001 | Parasternal long axis
 plax_deep             | parasternal  | 2D     | greater depth | Parasternal_Long | SCT 399139001 | Parasternal long axis, deep
 plax_av               | parasternal  | 2D     | aortic valve | Parasternal_Long | SCT 399139001 | Parasternal long axis, aortic valve
 plax_mv               | parasternal  | 2D     | mitral valve | Parasternal_Long | SCT 399139001 | Parasternal long axis, mitral valve
-plax_ascending        | parasternal  | 2D     | ascending aorta | Parasternal_Long | SCT 399139001 | High parasternal long axis, ascending aorta
+plax_ascending        | parasternal  | 2D     | ascending aorta | Parasternal_Long | SCT 399139001 | High parasternal long axis,
+    ascending aorta
 plax_rv_inflow        | parasternal  | 2D     | right ventricle | Parasternal_Long | SCT 443082005 | Right ventricular inflow
 plax_rv_outflow       | parasternal  | 2D     | right ventricle | Parasternal_Long | SCT 443083000 | Right ventricular outflow
-plax_mmode_av         | parasternal  | M-mode | aortic valve | Parasternal_Long | SCT 399139001 | Parasternal M-mode, aorta and left atrium
+plax_mmode_av         | parasternal  | M-mode | aortic valve | Parasternal_Long | SCT 399139001 | Parasternal M-mode, aorta and left
+    atrium
 plax_mmode_lv         | parasternal  | M-mode | left ventricle | Parasternal_Long | SCT 399139001 | Parasternal M-mode, left ventricle
-plax_colour_av        | parasternal  | colour | aortic valve | Doppler_Parasternal_Long | SCT 399139001 | Parasternal long axis, colour on the aortic valve
-plax_colour_mv        | parasternal  | colour | mitral valve | Doppler_Parasternal_Long | SCT 399139001 | Parasternal long axis, colour on the mitral valve
-plax_colour_septum    | parasternal  | colour | septum | Doppler_Parasternal_Long | SCT 399139001 | Parasternal long axis, colour on the septum
-rv_inflow_colour      | parasternal  | colour | tricuspid valve | Doppler_Parasternal_Long | SCT 443082005 | Right ventricular inflow, colour
-rv_outflow_colour     | parasternal  | colour | pulmonic valve | Doppler_Parasternal_Long | SCT 443083000 | Right ventricular outflow, colour
+plax_colour_av        | parasternal  | colour | aortic valve | Doppler_Parasternal_Long | SCT 399139001 | Parasternal long axis,
+    colour on the aortic valve
+plax_colour_mv        | parasternal  | colour | mitral valve | Doppler_Parasternal_Long | SCT 399139001 | Parasternal long axis,
+    colour on the mitral valve
+plax_colour_septum    | parasternal  | colour | septum | Doppler_Parasternal_Long | SCT 399139001 | Parasternal long axis, colour on
+    the septum
+rv_inflow_colour      | parasternal  | colour | tricuspid valve | Doppler_Parasternal_Long | SCT 443082005 | Right ventricular inflow,
+    colour
+rv_outflow_colour     | parasternal  | colour | pulmonic valve | Doppler_Parasternal_Long | SCT 443083000 | Right ventricular outflow,
+    colour
 psax_vessels          | parasternal  | 2D     | - | Parasternal_Short | SCT 399239005 | Parasternal short axis, great vessels
-psax_av               | parasternal  | 2D     | aortic valve | Parasternal_Short | SCT 399239005 | Parasternal short axis, aortic valve
-psax_pa               | parasternal  | 2D     | pulmonary artery | Parasternal_Short | SCT 399239005 | Parasternal short axis, pulmonary bifurcation
-psax_mv               | parasternal  | 2D     | mitral valve | Parasternal_Short | SCT 399036006 | Parasternal short axis, mitral valve
-psax_chords           | parasternal  | 2D     | mitral chords | Parasternal_Short | SCT 399371001 | Parasternal short axis, mitral chords
-psax_pm               | parasternal  | 2D     | left ventricle | Parasternal_Short | SCT 399271003 | Parasternal short axis, papillary muscles
+psax_av               | parasternal  | 2D     | aortic valve | Parasternal_Short | SCT 399239005 | Parasternal short axis, aortic
+    valve
+psax_pa               | parasternal  | 2D     | pulmonary artery | Parasternal_Short | SCT 399239005 | Parasternal short axis,
+    pulmonary bifurcation
+psax_mv               | parasternal  | 2D     | mitral valve | Parasternal_Short | SCT 399036006 | Parasternal short axis, mitral
+    valve
+psax_chords           | parasternal  | 2D     | mitral chords | Parasternal_Short | SCT 399371001 | Parasternal short axis, mitral
+    chords
+psax_pm               | parasternal  | 2D     | left ventricle | Parasternal_Short | SCT 399271003 | Parasternal short axis, papillary
+    muscles
 psax_apex             | parasternal  | 2D     | apex | Parasternal_Short | SCT 399306005 | Parasternal short axis, apex
-psax_colour_av        | parasternal  | colour | aortic valve | Doppler_Parasternal_Short | SCT 399239005 | Parasternal short axis, colour on the aortic valve
-psax_colour_tv        | parasternal  | colour | tricuspid valve | Doppler_Parasternal_Short | SCT 399239005 | Parasternal short axis, colour on the tricuspid valve
-psax_colour_pv        | parasternal  | colour | pulmonic valve | Doppler_Parasternal_Short | SCT 399239005 | Parasternal short axis, colour on the pulmonic valve
-psax_pw_rvot          | parasternal  | PW     | outflow tract | Doppler_Parasternal_Short | SCT 399239005 | Parasternal short axis, right outflow PW
-psax_cw_pv            | parasternal  | CW     | pulmonic valve | Doppler_Parasternal_Short | SCT 399239005 | Parasternal short axis, pulmonic CW
-psax_colour_septum    | parasternal  | colour | atrial septum | Doppler_Parasternal_Short | SCT 399239005 | Parasternal short axis, colour on the atrial septum
-psax_colour_mv        | parasternal  | colour | mitral valve | Doppler_Parasternal_Short | SCT 399036006 | Parasternal short axis, colour on the mitral valve
+psax_colour_av        | parasternal  | colour | aortic valve | Doppler_Parasternal_Short | SCT 399239005 | Parasternal short axis,
+    colour on the aortic valve
+psax_colour_tv        | parasternal  | colour | tricuspid valve | Doppler_Parasternal_Short | SCT 399239005 | Parasternal short axis,
+    colour on the tricuspid valve
+psax_colour_pv        | parasternal  | colour | pulmonic valve | Doppler_Parasternal_Short | SCT 399239005 | Parasternal short axis,
+    colour on the pulmonic valve
+psax_pw_rvot          | parasternal  | PW     | outflow tract | Doppler_Parasternal_Short | SCT 399239005 | Parasternal short axis,
+    right outflow PW
+psax_cw_pv            | parasternal  | CW     | pulmonic valve | Doppler_Parasternal_Short | SCT 399239005 | Parasternal short axis,
+    pulmonic CW
+psax_colour_septum    | parasternal  | colour | atrial septum | Doppler_Parasternal_Short | SCT 399239005 | Parasternal short axis,
+    colour on the atrial septum
+psax_colour_mv        | parasternal  | colour | mitral valve | Doppler_Parasternal_Short | SCT 399036006 | Parasternal short axis,
+    colour on the mitral valve
 a4c                   | apical       | 2D     | - | A4C | SCT 399214001 | Apical four-chamber
 a4c_lv                | apical       | 2D     | left ventricle | A4C | SCT 399214001 | Apical four-chamber, left ventricle
 a4c_la                | apical       | 2D     | left atrium | A4C | SCT 399214001 | Apical four-chamber, left atrium
 a4c_rv                | apical       | 2D     | right ventricle | A4C | DCM 130681 | Apical four-chamber, right ventricle
-a4c_rv_modified       | apical       | 2D     | right ventricle | A4C | DCM 130682 | Apical four-chamber, modified for the right ventricle
+a4c_rv_modified       | apical       | 2D     | right ventricle | A4C | DCM 130682 | Apical four-chamber, modified for the right
+    ventricle
 a4c_mmode_tapse       | apical       | M-mode | tricuspid annulus | A4C | SCT 399214001 | Apical M-mode, tricuspid annulus
 a2c                   | apical       | 2D     | - | A2C | SCT 399232001 | Apical two-chamber
 a2c_la                | apical       | 2D     | left atrium | A2C | SCT 399232001 | Apical two-chamber, left atrium
 a3c                   | apical       | 2D     | - | A3C | SCT 399339008 | Apical long axis
 a5c                   | apical       | 2D     | - | A5C | - | Apical five-chamber
-a4c_colour_mv         | apical       | colour | mitral valve | Apical_Doppler | SCT 399214001 | Apical four-chamber, colour on the mitral valve
-a4c_colour_tv         | apical       | colour | tricuspid valve | Apical_Doppler | SCT 399214001 | Apical four-chamber, colour on the tricuspid valve
+a4c_colour_mv         | apical       | colour | mitral valve | Apical_Doppler | SCT 399214001 | Apical four-chamber, colour on the
+    mitral valve
+a4c_colour_tv         | apical       | colour | tricuspid valve | Apical_Doppler | SCT 399214001 | Apical four-chamber, colour on the
+    tricuspid valve
 a4c_pw_mv             | apical       | PW     | mitral valve | Apical_Doppler | SCT 399214001 | Mitral inflow PW
 a4c_cw_mv             | apical       | CW     | mitral valve | Apical_Doppler | SCT 399214001 | Mitral CW
 a4c_cw_tv             | apical       | CW     | tricuspid valve | Apical_Doppler | SCT 399214001 | Tricuspid CW
 a4c_tdi_mitral        | apical       | TDI    | mitral annulus | Apical_Doppler | SCT 399214001 | Mitral annulus TDI
 a4c_tdi_rv            | apical       | TDI    | tricuspid annulus | Apical_Doppler | SCT 399214001 | Tricuspid annulus TDI
 a4c_pw_pulmonary_vein | apical       | PW     | pulmonary vein | Apical_Doppler | SCT 399214001 | Pulmonary vein PW
-a2c_colour_mv         | apical       | colour | mitral valve | Apical_Doppler | SCT 399232001 | Apical two-chamber, colour on the mitral valve
+a2c_colour_mv         | apical       | colour | mitral valve | Apical_Doppler | SCT 399232001 | Apical two-chamber, colour on the
+    mitral valve
 a3c_colour            | apical       | colour | left-sided valves | Apical_Doppler | SCT 399339008 | Apical long axis, colour
 a5c_colour            | apical       | colour | outflow tract | Apical_Doppler | - | Apical five-chamber, colour
 a5c_pw_lvot           | apical       | PW     | outflow tract | Apical_Doppler | - | Left ventricular outflow PW
@@ -79,7 +102,8 @@ subcostal_4c          | subcostal    | 2D     | - | Subcostal | SCT 399310008 | 
 subcostal_short       | subcostal    | 2D     | - | Subcostal | SCT 399200001 | Subcostal short axis
 subcostal_ivc         | subcostal    | 2D     | vena cava | Subcostal | - | Subcostal inferior vena cava
 subcostal_mmode_ivc   | subcostal    | M-mode | vena cava | Subcostal | - | Subcostal M-mode, inferior vena cava
-subcostal_colour      | subcostal    | colour | atrial septum | Subcostal | SCT 399310008 | Subcostal four-chamber, colour on the atrial septum
+subcostal_colour      | subcostal    | colour | atrial septum | Subcostal | SCT 399310008 | Subcostal four-chamber, colour on the
+    atrial septum
 subcostal_pw_hepatic  | subcostal    | PW     | hepatic vein | Subcostal | - | Hepatic vein PW
 ssn_arch              | suprasternal | 2D     | - | SSN | SCT 443562002 | Suprasternal aortic arch, long axis
 ssn_short             | suprasternal | 2D     | - | SSN | SCT 399145009 | Suprasternal short axis
@@ -89,7 +113,8 @@ ssn_doppler           | suprasternal | CW     | descending aorta | SSN | SCT 443
 
 def _rows(table: str) -> list[list[str]]:
     "Cells of a table written as lines of `a | b | c`, with a dash for an empty one; an indented line goes on with the one before."
-    return [['' if (c := cell.strip()) == '-' else c for cell in line.split('|')] for line in re.sub(r'\n +', ' ', table.strip()).splitlines()]
+    lines = re.sub(r'\n +', ' ', table.strip()).splitlines()
+    return [['' if (c := cell.strip()) == '-' else c for cell in line.split('|')] for line in lines]
 
 # %% ../nbs/01_vocabulary.ipynb #1ba27d79
 @dataclass(frozen=True)

@@ -339,7 +339,7 @@ def phrase_text(
     text = re.sub(r'\{(\w*):?(\w*)\}', lambda m: _spoken(findings.get(m[1], only), m[2]), template)
     return text[:1].upper() + text[1:]
 
-# %% ../../nbs/14_data.phrases.ipynb #fdbfd559
+# %% ../../nbs/14_data.phrases.ipynb #25dd872e
 _PLACES = {place: pattern for place, pattern in (line.split(' | ') for line in '''
 lv | left ventric\\w+
 rv | right ventric\\w+
@@ -362,7 +362,8 @@ pericard | pericardi\\w+
 pleural | pleural
 ias | (?:inter)?atrial sept(?:um|al)'''.strip().splitlines())}
 
-_HOME = dict(zip(SECTIONS, ('lv', 'lv', 'rv', 'la', 'ra', 'ias', 'mitral', 'aortic', 'tricuspid', 'pulmonic', 'pericard', 'aortic', 'ivc', 'pa', 'pveins')))
+_HOME = dict(zip(SECTIONS, ('lv', 'lv', 'rv', 'la', 'ra', 'ias', 'mitral', 'aortic', 'tricuspid', 'pulmonic', 'pericard', 'aortic', 'ivc',
+                           'pa', 'pveins')))
 
 # %% ../../nbs/14_data.phrases.ipynb #9caa957c
 _CONCEPTS = '''
@@ -536,8 +537,9 @@ def _mentions(text: str, home: str) -> list[_Mention]:
             if code and not hidden: found.append(_Mention(m.start(), m.end(), role, code, m[0]))
     return sorted(found, key=lambda f: f.start)
 
-# %% ../../nbs/14_data.phrases.ipynb #55837e6a
-_UNITS = {'%': ('%', 1), 'percent': ('%', 1), 'cm': ('cm', 1), 'mm': ('cm', .1), 'cm²': ('cm²', 1), 'mm²': ('cm²', .01), 'ml': ('mL', 1), 'cc': ('mL', 1),
+# %% ../../nbs/14_data.phrases.ipynb #33ba9f56
+_UNITS = {'%': ('%', 1), 'percent': ('%', 1), 'cm': ('cm', 1), 'mm': ('cm', .1), 'cm²': ('cm²', 1), 'mm²': ('cm²', .01), 'ml': ('mL', 1),
+          'cc': ('mL', 1),
           'l': ('mL', 1000), 'ml/m²': ('mL/m²', 1), 'g/m²': ('g/m²', 1), 'mmhg': ('mmHg', 1), 'cm/s': ('cm/s', 1), 'm/s': ('m/s', 1),
           'ms': ('ms', 1), 's': ('ms', 1000)}
 _N = r'-?\d+(?:\.\d+)?'
@@ -588,13 +590,15 @@ def _read_numbers(text: str, mentions: list[_Mention], dropped: list[tuple[int,i
             if f or m.role == 'label': break
     return list(found.values())
 
-# %% ../../nbs/14_data.phrases.ipynb #b5f9dd53
+# %% ../../nbs/14_data.phrases.ipynb #c9a8e30b
 _LEVELS = {'trace': 0, 'trivial': 0, 'physiologic': 0, 'minimal': 0, 'mild': 1, 'small': 1, 'slight': 1, 'moderate': 2,
            'large': 3, 'severe': 3, 'massive': 3, 'torrential': 3, 'marked': 3}
 _GRADE = rf'(?:{"|".join(_LEVELS)})(?:ly|al|-sized)?'
 _CUES = re.compile(r'(?<!\w)(?:' + '|'.join((
-    r'(?P<doubt>(?:cannot|can not|could not|can\'t|unable to) (?:be )?(?:\w+ )?(?:excluded?|ruled? out|assess\w*|estimat\w*|determin\w*|evaluat\w*)|'
-    r'possibl[ey]|probabl[ey]|likely|suspicious|suspected|suspicion|questionable|may|might|borderline|concern|rule out|difficult to|insufficient|not (?:well |adequately )?assessed|'
+    r'(?P<doubt>(?:cannot|can not|could not|can\'t|unable to) (?:be )?(?:\w+ )?'
+    r'(?:excluded?|ruled? out|assess\w*|estimat\w*|determin\w*|evaluat\w*)|'
+    r'possibl[ey]|probabl[ey]|likely|suspicious|suspected|suspicion|questionable|may|might|borderline|concern|rule out|difficult to|'
+    r'insufficient|not (?:well |adequately )?assessed|'
     r'(?:no|without|not) (?:\w+ )?significant\w*|could not)',
     r'(?P<negative>no|not|without|neither|nor|absent|absence of|free of|negative for|resolved|never|excluded|ruled out)',
     rf'(?P<grade>(?:from )?{_GRADE}(?: ?(?:-|to|/|or) ?{_GRADE})?)',
@@ -614,26 +618,34 @@ def _level(word: str) -> int:
     levels = [_LEVELS[w] for w in re.findall('|'.join(_LEVELS), word)]
     return levels[-1] if word.startswith('from ') else max(levels)
 
-# %% ../../nbs/14_data.phrases.ipynb #0cc12683
+# %% ../../nbs/14_data.phrases.ipynb #8284d53c
 _REWRITES = tuple((re.compile(pattern), new) for pattern, new in (
-    (r'[\u2018\u2019\u2032]', "'"), (r'[\u2010-\u2015\u2212]', '-'), (r'-to-', ' to '), (r'm(?:\^2|2)\b', 'm²'), (r'\bmm hg\b', 'mmhg'), (r'\bmsec\b', 'ms'), (r'/sec\b', '/s'),
+    (r'[\u2018\u2019\u2032]', "'"), (r'[\u2010-\u2015\u2212]', '-'), (r'-to-', ' to '),
+    (r'm(?:\^2|2)\b', 'm²'), (r'\bmm hg\b', 'mmhg'), (r'\bmsec\b', 'ms'), (r'/sec\b', '/s'),
     (r'\b(?:no|not) more than|\bat most|\bno worse than|\bup to', ''), (r'\bno longer\b', 'not'), (r'\bnot without\b', 'with'),
-    (r'\b(mitral|aortic|tricuspid|pulmonic) (and|or) (mitral|aortic|tricuspid|pulmonic) (regurgitation|stenosis)', r'\1 \4 \2 \3 \4'),
-    (r'\bbiatrial (enlargement|dilat\w+)', r'left atrial \1 and right atrial \1'), (r'\b(?:both|left and right) atria are ((?:\w+ )?\w+)', r'left atrium is \1 and right atrium is \1'), (r'\b(?:interventricular|ventricular) septum(?! is intact)', 'septum'),
+    (r'\b(mitral|aortic|tricuspid|pulmonic) (and|or) (mitral|aortic|tricuspid|pulmonic) (regurgitation|stenosis)',
+     r'\1 \4 \2 \3 \4'),
+    (r'\bbiatrial (enlargement|dilat\w+)', r'left atrial \1 and right atrial \1'),
+    (r'\b(?:both|left and right) atria are ((?:\w+ )?\w+)', r'left atrium is \1 and right atrium is \1'),
+    (r'\b(?:interventricular|ventricular) septum(?! is intact)', 'septum'),
     (r'\bpericardial (or|and) pleural effusion', r'pericardial effusion \1 pleural effusion'),
-    (r'\b(aortic root|ascending aorta|(?:left|right) (?:atrium|ventricle)) and (?:the )?(aortic root|ascending aorta|(?:left|right) (?:atrium|ventricle)) are ([^,.;]{1,60})',
+    (r'\b(aortic root|ascending aorta|(?:left|right) (?:atrium|ventricle)) and (?:the )?'
+     r'(aortic root|ascending aorta|(?:left|right) (?:atrium|ventricle)) are ([^,.;]{1,60})',
      r'\1 is \3 and \2 is \3'),
-    (r'\b(?:since|compared (?:with|to)|unchanged from|similar to|relative to) (?:the |a )?(?:prior|previous|last|earlier|baseline)[^,.;()]*', '')))
+    (r'\b(?:since|compared (?:with|to)|unchanged from|similar to|relative to) '
+     r'(?:the |a )?(?:prior|previous|last|earlier|baseline)[^,.;()]*', '')))
 
-_SHORT = {'AS': 'aortic stenosis', 'AR': 'aortic regurgitation', 'AI': 'aortic regurgitation', 'MR': 'mitral regurgitation', 'MS': 'mitral stenosis',
-          'TR': 'tricuspid regurgitation', 'TS': 'tricuspid stenosis', 'PR': 'pulmonic regurgitation', 'PI': 'pulmonic regurgitation', 'PS': 'pulmonic stenosis',
-          'LV': 'left ventricular', 'RV': 'right ventricular', 'LA': 'left atrium', 'RA': 'right atrial', 'PA': 'pulmonary artery', 'AV': 'aortic valve',
-          'MV': 'mitral valve', 'TV': 'tricuspid valve', 'AVA': 'aortic valve area', 'MVA': 'mitral valve area', 'LVH': 'left ventricular hypertrophy',
-          'RVH': 'right ventricular hypertrophy', 'IVC': 'inferior vena cava', 'PFO': 'patent foramen ovale', 'ASD': 'atrial septal defect',
-          'VSD': 'ventricular septal defect', 'PDA': 'patent ductus arteriosus', 'SAM': 'systolic anterior motion', 'MAC': 'mitral annular calcification',
-          'MVP': 'mitral prolapse', 'RWMA': 'regional wall motion abnormality', 'WMA': 'wall motion abnormality', 'PH': 'pulmonary hypertension',
-          'LAVI': 'left atrial volume index', 'RAP': 'right atrial pressure', 'FAC': 'fractional area change', 'DT': 'deceleration time',
-          'LVOT': 'left ventricular outflow tract', 'RVOT': 'right ventricular outflow tract'}
+_SHORT = {'AS': 'aortic stenosis', 'AR': 'aortic regurgitation', 'AI': 'aortic regurgitation', 'MR': 'mitral regurgitation',
+          'MS': 'mitral stenosis', 'TR': 'tricuspid regurgitation', 'TS': 'tricuspid stenosis', 'PR': 'pulmonic regurgitation',
+          'PI': 'pulmonic regurgitation', 'PS': 'pulmonic stenosis', 'LV': 'left ventricular', 'RV': 'right ventricular',
+          'LA': 'left atrium', 'RA': 'right atrial', 'PA': 'pulmonary artery', 'AV': 'aortic valve', 'MV': 'mitral valve',
+          'TV': 'tricuspid valve', 'AVA': 'aortic valve area', 'MVA': 'mitral valve area', 'LVH': 'left ventricular hypertrophy',
+          'RVH': 'right ventricular hypertrophy', 'IVC': 'inferior vena cava', 'PFO': 'patent foramen ovale',
+          'ASD': 'atrial septal defect', 'VSD': 'ventricular septal defect', 'PDA': 'patent ductus arteriosus',
+          'SAM': 'systolic anterior motion', 'MAC': 'mitral annular calcification', 'MVP': 'mitral prolapse',
+          'RWMA': 'regional wall motion abnormality', 'WMA': 'wall motion abnormality', 'PH': 'pulmonary hypertension',
+          'LAVI': 'left atrial volume index', 'RAP': 'right atrial pressure', 'FAC': 'fractional area change',
+          'DT': 'deceleration time', 'LVOT': 'left ventricular outflow tract', 'RVOT': 'right ventricular outflow tract'}
 _SHORTS = re.compile(rf'\b(?:{"|".join(sorted(_SHORT, key=len, reverse=True))})\b')
 
 def _plain(sentence: str) -> str:
@@ -652,7 +664,7 @@ def _past_spans(text: str) -> list[tuple[int,int,int]]:
     spans = ((a, b, _PAST.search(text, a, b)) for a, b in zip(edges, edges[1:]))
     return [(a, b, m.start()) for a, b, m in spans if m and not _NOW.search(text, a, b)]
 
-# %% ../../nbs/14_data.phrases.ipynb #e4680977
+# %% ../../nbs/14_data.phrases.ipynb #fa64ce85
 @dataclass
 class _Said:
     "The cues before and after a concept."
@@ -675,7 +687,8 @@ def _cues_around(text: str, concepts: list[_Mention], past: list) -> list[_Said]
         if i: said[i-1].after = gap[:max(cut, 0)]
         if i < len(concepts):
             said[i].before = [c for c in gap[cut+1:] if c.kind != 'stop']
-            said[i].listed = bool(i) and bool(stops) and all(c.kind == 'stop' and c.word in (',', 'and', 'or') for c in gap if c.word != 'nor')
+            plain = all(c.kind == 'stop' and c.word in (',', 'and', 'or') for c in gap if c.word != 'nor')
+            said[i].listed = bool(i) and bool(stops) and plain
     return said
 
 # %% ../../nbs/14_data.phrases.ipynb #adf4227a
