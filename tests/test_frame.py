@@ -1,0 +1,104 @@
+"The frame of the project: light import, sidebar, requirements, and the checks themselves."
+import ast
+import configparser
+import importlib.util
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+import yaml
+
+
+def python(*args, **kw): return subprocess.run([sys.executable, *map(str, args)], capture_output=True, text=True, **kw)
+
+
+def test_import_is_light(root):
+    heavy = "[m for m in ('torch', 'pandas', 'fastai', 'transformers', 'cv2', 'faiss', 'matplotlib') if m in sys.modules]"
+    done = python('-c', f'import echo_lit, sys; dir(echo_lit); print({heavy})', cwd=root)
+    assert done.stdout.strip() == '[]', done.stderr
+
+
+def test_floor_zero_is_light(root):
+    heavy = "[m for m in ('torch', 'pandas', 'fastai') if m in sys.modules]"
+    done = python('-c', f'import echo_lit.core, echo_lit.vocabulary, echo_lit.evaluate.metrics, sys; print({heavy})', cwd=root)
+    assert done.stdout.strip() == '[]', done.stderr
+
+
+def test_top_level_names():
+    import echo_lit
+    assert {'open_study', 'Interpreter', 'load_model', 'read_cine'} <= set(dir(echo_lit))
+    for name in echo_lit.__all__: assert getattr(echo_lit, name) is not None
+    with pytest.raises(AttributeError, match='no attribute'): _ = echo_lit.nothing_of_the_kind
+
+
+def notebooks(root): return sorted(str(p.relative_to(root/'nbs')) for p in (root/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+
+
+def test_sidebar_lists_every_notebook_in_order(root):
+    contents = yaml.safe_load((root/'nbs/_quarto.yml').read_text())['website']['sidebar']['contents']
+    listed = [page for item in contents for page in ([item] if isinstance(item, str) else item['contents'])]
+    numbered = [page for page in listed if page[0].isdigit()]
+    assert sorted(listed) == notebooks(root)
+    assert numbered == sorted(numbered)
+
+
+def test_notebooks_import_only_lower_numbers(root):
+    import json
+    order = {}
+    for name in notebooks(root):
+        cells = json.loads((root/'nbs'/name).read_text())['cells']
+        source = '\n'.join(''.join(c['source']) for c in cells)
+        found = re.search(r'^#\|\s*default_exp\s+(\S+)', source, re.M)
+        if found: order[f'echo_lit.{found[1]}'] = name
+    wrong = []
+    for module, name in order.items():
+        path = root/(module.replace('.', '/') + '.py')
+        for node in ast.walk(ast.parse(path.read_text())):
+            for used in imported(node, module):
+                if used in order and order[used] > name: wrong.append(f'{name} imports {order[used]}')
+    assert not wrong
+
+
+def imported(node, module):
+    if isinstance(node, ast.Import): return [a.name for a in node.names]
+    if not isinstance(node, ast.ImportFrom): return []
+    base = importlib.util.resolve_name('.'*node.level + (node.module or ''), module.rpartition('.')[0]) if node.level else node.module
+    return [base, *(f'{base}.{a.name}' for a in node.names)]
+
+
+def metadata(root):
+    ini = configparser.ConfigParser(delimiters=['='])
+    ini.read(root/'settings.ini')
+    return ini['DEFAULT'], tomllib.loads((root/'pyproject.toml').read_text())
+
+
+def test_no_key_in_two_places(root):
+    ini, toml = metadata(root)
+    static = {*toml['project'], *toml['tool']['nbdev']} - {'dynamic'}
+    assert not static & set(ini)
+    assert not static & set(toml['project']['dynamic'])
+
+
+def requirement_names(root):
+    ini, _ = metadata(root)
+    lines = ini['requirements'].split('\n') + ini['dev_requirements'].split('\n')
+    return {re.match(r'[\w.-]+', line.strip())[0].lower().replace('_', '-') for line in lines if line.strip()}
+
+
+def test_each_requirement_is_pinned(root):
+    pins = (root/'constraints.txt').read_text().split()
+    assert requirement_names(root) <= {pin.split('==')[0].lower().replace('_', '-') for pin in pins}
+    assert all('==' in pin for pin in pins)
+
+
+def test_each_import_is_declared(root):
+    package = {'cv2': 'opencv-python-headless', 'faiss': 'faiss-cpu', 'sklearn': 'scikit-learn', 'PIL': 'pillow', 'yaml': 'pyyaml'}
+    used = set()
+    for path in (root/'echo_lit').rglob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import): used |= {a.name.split('.')[0] for a in node.names}
+            if isinstance(node, ast.ImportFrom) and not node.level: used.add(node.module.split('.')[0])
+    used -= {*sys.stdlib_module_names, 'echo_lit'}
+    assert {package.get(name, name).lower().replace('_', '-') for name in used} <= requirement_names(root)
