@@ -1,4 +1,6 @@
-"Build the documentation site into _docs without quarto, and fail on broken links."
+"""Build the documentation site into _docs without quarto, and fail on broken links.
+
+Light modules import pandas only where it is used, but nbdev evaluates their annotations: in one process, it finds `pd` among the builtins."""
 import json
 import re
 import shutil
@@ -9,6 +11,14 @@ from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
 scripts = Path(sysconfig.get_path('scripts'))
+
+PROC = '''
+import builtins
+import pandas
+from nbdev.quarto import _pre_docs
+builtins.pd = pandas
+_pre_docs(n_workers=0)
+'''
 
 
 def output_name(path):
@@ -31,7 +41,7 @@ def stage(folder):
 if __name__ == '__main__':
     proc, out = root/'_proc', root/'_docs'
     for folder in (proc, out): shutil.rmtree(folder, ignore_errors=True)
-    done = subprocess.run([scripts/'nbdev-proc-nbs'], cwd=root, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', PROC], cwd=root, capture_output=True, text=True)
     if done.returncode or not proc.exists(): sys.exit(f'nbdev-proc-nbs failed:\n{done.stderr[-3000:]}')
     stage(proc)
     for command in ('render', 'check'):

@@ -36,7 +36,7 @@ if [ "$("$venv/bin/python" -c "$version" 2>/dev/null || true)" != "$("$python" -
     echo "set-up: making an environment in $venv"
     "$python" -m venv --clear "$venv" || { echo "set-up: could not make a virtual environment (Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
 fi
-pip=("$venv/bin/python" -m pip -q --disable-pip-version-check install -c constraints.txt)
+pip=("$venv/bin/python" -m pip -qq --disable-pip-version-check install -c constraints.txt)
 if [ "$(cut -d' ' -f1 "$venv/echo_lit.stamp" 2>/dev/null || true)" = "$key" ]; then
     echo "set-up: pointing the cached environment at this clone"
     "${pip[@]}" --no-deps -e .
