@@ -76,7 +76,7 @@ class Region:
     @property
     def slices(self) -> tuple[slice, slice]: return slice(self.y0, self.y1), slice(self.x0, self.x1)
 
-# %% ../nbs/00_core.ipynb #ceac4282
+# %% ../nbs/00_core.ipynb #38dcd517
 @dataclass
 class Clip:
     "Frames of one recording, decoded only when asked for."
@@ -92,6 +92,7 @@ class Clip:
     kind: str = 'bmode' # One of `KINDS`
     colour_source: str = '' # How the stored colours were understood
     view: str|None = None # The coarse view, where it is known as a fact
+    notes: tuple[str, ...] = () # What had to be mended to read the file
     def __post_init__(self):
         if self.kind not in KINDS: raise ValueError(f'clip kind {self.kind!r} is not one of {KINDS}')
         if self.n_frames < 1: raise EchoError(f'clip {self.id} has no frames')
