@@ -117,7 +117,7 @@ def _write_bank(
     np.save(folder/'bank'/'embeddings.npy', (rows/np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)).astype(np.float16))
     table.to_parquet(folder/'bank'/'reports.parquet', compression='zstd', index=False)
 
-# %% ../../nbs/24_models.hub.ipynb #68acc33b
+# %% ../../nbs/24_models.hub.ipynb #efb4b211
 def save_bundle(
     bundle: Bundle, # Any
     folder: str|Path, # Appears, or is replaced, whole
@@ -134,10 +134,11 @@ def save_bundle(
     def write(new):
         (new/'config.json').write_text(json.dumps(config, indent=1, ensure_ascii=False), encoding='utf-8')
         save_file(_state(bundle), new/'model.safetensors')
-        if bundle.text is not None and bundle.text.tokenizer is not None: bundle.text.tokenizer.save(str(new/'tokenizer.json'), pretty=False)
+        tokenizer = getattr(bundle.text, 'tokenizer', None)
+        if tokenizer is not None: tokenizer.save(str(new/'tokenizer.json'), pretty=False)
         if bank is not None: _write_bank(new, *bank)
         if metrics is not None: (new/'metrics.json').write_text(json.dumps(metrics, indent=1), encoding='utf-8')
-        (new/'README.md').write_text(card or f'# {bundle.name}\n\nResearch use only. Licence of the weights: {licence}.\n', encoding='utf-8')
+        (new/'README.md').write_text(card or f'# {bundle.name}\n\nResearch use only. Weights: {licence}.\n', encoding='utf-8')
         (new/'LICENSE').write_text(f'SPDX-License-Identifier: {licence}\n', encoding='utf-8')
     _replace_folder(Path(folder), write)
     return Path(folder)
@@ -156,7 +157,7 @@ def load_strictly(
     if said: raise BundleError(f'{where}: the weights do not fit the model: {"; ".join(said)}')
     module.load_state_dict({k: t.float() if t.is_floating_point() else t for k, t in state.items()})
 
-# %% ../../nbs/24_models.hub.ipynb #364a9c56
+# %% ../../nbs/24_models.hub.ipynb #3e407c55
 def _read_config(
     folder: Path, # Of a bundle
 ) -> dict: # Its configuration
@@ -167,7 +168,7 @@ def _read_config(
     except (json.JSONDecodeError, UnicodeDecodeError) as e: raise BundleError(f'{path} is not JSON: {e}') from None
     missing = {'format', 'name', 'contract'} - set(config) if isinstance(config, dict) else {'everything'}
     if missing: raise BundleError(f'{path} lacks {", ".join(sorted(missing))}')
-    if config['format'] != FORMAT: raise BundleError(f'{path} has format {config["format"]}, this version reads {FORMAT}: update echo_lit')
+    if config['format'] != FORMAT: raise BundleError(f'{path} has format {config["format"]}, we read {FORMAT}: update echo_lit')
     return config
 
 def _build(
@@ -180,7 +181,7 @@ def _build(
     for k in PARTS:
         if config.get(k) is None: continue
         try: parts[k] = build[k](config[k])
-        except (TypeError, ValueError, KeyError) as e: raise BundleError(f'{where}: config.json does not describe a {k} part: {e}') from None
+        except (TypeError, ValueError, KeyError) as e: raise BundleError(f'{where}: config.json describes no {k} part: {e}') from None
     return parts
 
 # %% ../../nbs/24_models.hub.ipynb #f2c08d00
@@ -237,7 +238,7 @@ register_model(ModelEntry(
     'phantom-tiny', 'views, findings and report, trained on synthetic hearts', '16 frames in 1.28 s, 112×112, sector', 128,
     'Apache-2.0', True, 'ships with echo_lit', load_bundle, embedded=True));
 
-# %% ../../nbs/24_models.hub.ipynb #6a17d688
+# %% ../../nbs/24_models.hub.ipynb #f56c4bb2
 def load_model(
     name: str|Path, # A name in `list_models`, or a bundle's folder
     path: str|Path|None = None, # Folder with the weights; None: the embedded ones
@@ -250,7 +251,7 @@ def load_model(
     if path is None and not entry.embedded: raise BundleError(f'{entry.name} needs a folder with its weights: {entry.get}')
     folder = Path(path) if path is not None else Path(str(files('echo_lit')/'bundles'/entry.name))
     if not folder.is_dir():
-        raise BundleError(f'no folder {folder}' if path is not None else f'{entry.name} is missing from this installation: reinstall echo_lit')
+        raise BundleError(f'no folder {folder}' if path else f'{entry.name} is missing from this installation: reinstall echo_lit')
     return entry.load(folder, device)
 
 # %% ../../nbs/24_models.hub.ipynb #24a1d73d

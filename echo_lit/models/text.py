@@ -55,7 +55,7 @@ def token_batch(
     mask = [torch.ones(len(i), dtype=torch.bool) for i in ids]
     return nn.utils.rnn.pad_sequence(ids, batch_first=True), nn.utils.rnn.pad_sequence(mask, batch_first=True)
 
-# %% ../../nbs/21_models.text.ipynb #64838206
+# %% ../../nbs/21_models.text.ipynb #a79db3fb
 class TextTower(nn.Module):
     "BERT encoder whose first token, projected, is the vector of a text."
     def __init__(self,
@@ -75,8 +75,9 @@ class TextTower(nn.Module):
                           hidden=hidden or 4*width, dropout=dropout)
         self.embed_dim, self.context, self.tokenizer = embed_dim, context, tokenizer
         self.bert = BertModel(BertConfig(
-            vocab_size=vocab_size, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=hidden or 4*width,
-            max_position_embeddings=context, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout), add_pooling_layer=False)
+            vocab_size=vocab_size, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
+            intermediate_size=hidden or 4*width, max_position_embeddings=context,
+            hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout), add_pooling_layer=False)
         self.text_projection = nn.Linear(width, embed_dim)
 
     def config(self) -> dict: # Plain values
