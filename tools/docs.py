@@ -42,10 +42,11 @@ if __name__ == '__main__':
     proc, out = root/'_proc', root/'_docs'
     for folder in (proc, out): shutil.rmtree(folder, ignore_errors=True)
     done = subprocess.run([sys.executable, '-c', PROC], cwd=root, capture_output=True, text=True)
-    if done.returncode or not proc.exists(): sys.exit(f'nbdev-proc-nbs failed:\n{done.stderr[-3000:]}')
+    if done.returncode or not proc.exists(): sys.exit(f'processing the notebooks failed:\n{done.stderr[-3000:]}')
     stage(proc)
     for command in ('render', 'check'):
         done = subprocess.run([scripts/'smalldocs', command, proc], cwd=root, capture_output=True, text=True)
         print(done.stdout + done.stderr)
         if done.returncode: sys.exit(f'smalldocs {command} failed')
+    (proc/'_docs').rename(out)
     print(f'{len(list(out.rglob("*.html")))} pages in _docs')
