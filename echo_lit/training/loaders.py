@@ -23,8 +23,9 @@ from ..data.reports import write_report
 from ..vocabulary import COARSE_VIEWS, FINDINGS, Finding, grade
 
 # %% auto #0
-__all__ = ['CorpusError', 'Corpus', 'open_corpus', 'disc_frames', 'disc_corpus', 'patient_fold', 'patient_split', 'FindingCodec',
-           'visible_findings', 'Augment', 'clip_loader', 'clip_targets', 'clip_loaders']
+__all__ = ['CorpusError', 'Corpus', 'open_corpus', 'Chain', 'open_corpora', 'disc_frames', 'disc_corpus', 'patient_fold',
+           'patient_split', 'FindingCodec', 'visible_findings', 'Augment', 'clip_loader', 'clip_targets',
+           'clip_loaders']
 
 # %% ../../nbs/30_training.loaders.ipynb #d523f092
 class CorpusError(EchoError):
@@ -66,7 +67,34 @@ def _checked(corpus: Corpus) -> Corpus:
     if unknown := set(table['view']) - set(COARSE_VIEWS): raise CorpusError(f'unknown view {sorted(unknown)[0]!r}')
     return corpus
 
-# %% ../../nbs/30_training.loaders.ipynb #335e18da
+# %% ../../nbs/30_training.loaders.ipynb #98e1119c
+class Chain:
+    "Arrays one after the other, read by row."
+    def __init__(self,
+        arrays: list[np.ndarray], # `[M_i, ...]` each, rows of one shape
+    ): self.arrays, self.starts = arrays, np.cumsum([0] + [len(a) for a in arrays])
+    def __len__(self) -> int: return int(self.starts[-1])
+    def __getitem__(self, row: int) -> np.ndarray:
+        i = int(np.searchsorted(self.starts, row, side='right')) - 1
+        return self.arrays[i][row - self.starts[i]]
+    @property
+    def shape(self) -> tuple: return (len(self), *self.arrays[0].shape[1:])
+
+def open_corpora(
+    folder: str|Path, # One corpus, or `train` and `valid` in one folder
+) -> Corpus: # With a column `side` in the studies if there were two
+    "The corpus to train on."
+    folder = Path(folder)
+    if not (folder/'train').is_dir(): return open_corpus(folder)
+    sides = {s: open_corpus(folder/s) for s in ('train', 'valid')}
+    train, valid = sides.values()
+    if train.contract != valid.contract: raise CorpusError('train and valid were cut by different contracts: render one of them again')
+    if shared := set(train.studies.patient_id) & set(valid.studies.patient_id): raise CorpusError(f'{len(shared)} patients are in train and in valid')
+    table = pd.concat([train.table, valid.table.assign(row=valid.table.row + len(train.clips))], ignore_index=True)
+    studies = pd.concat([c.studies.assign(side=s) for s, c in sides.items()], ignore_index=True)
+    return _checked(Corpus(Chain([train.clips, valid.clips]), table, studies, train.contract))
+
+# %% ../../nbs/30_training.loaders.ipynb #0d54d373
 def disc_frames(
     ef: float, # Ejection fraction, percent
     effusion: float, # Depth of the dark rim, cm (drawn at 4 px per cm)
@@ -88,6 +116,7 @@ def disc_corpus(
     folder: str|Path, # Where to write
     n: int = 24, # Studies, one patient each
     seed: int = 0, # Draws everything
+    prefix: str = '', # Of study and patient ids
 ) -> Path: # The folder
     "A tiny corpus of beating discs with exact findings and written reports."
     rng, folder = np.random.default_rng(seed), Path(folder)
@@ -98,16 +127,16 @@ def disc_corpus(
         values = dict(ef=round(ef), lv_systolic_function=grade('lv_systolic_function', round(ef)), lv_thrombus=bool(rng.random() < .3),
                       pericardial_effusion=grade('pericardial_effusion', round(depth, 1)))
         report = write_report([Finding(k, v) for k, v in values.items()], seed=int(rng.integers(1 << 30))).text
-        studies.append(dict(study_id=f's{i}', patient_id=f'p{i}', seed=i, report=report, findings=json.dumps(values)))
+        studies.append(dict(study_id=f'{prefix}s{i}', patient_id=f'{prefix}p{i}', seed=i, report=report, findings=json.dumps(values)))
         for view in ('A4C', 'Parasternal_Short', 'Subcostal'):
-            table.append(dict(row=len(clips), study_id=f's{i}', patient_id=f'p{i}', view=view))
+            table.append(dict(row=len(clips), study_id=f'{prefix}s{i}', patient_id=f'{prefix}p{i}', view=view))
             clips.append(disc_frames(ef, depth, view, rng))
     np.save(folder/'clips.npy', np.stack(clips))
     pd.DataFrame(table).to_parquet(folder/'clips.parquet')
     pd.DataFrame(studies).to_parquet(folder/'studies.parquet')
     return folder
 
-# %% ../../nbs/30_training.loaders.ipynb #a0378d2a
+# %% ../../nbs/30_training.loaders.ipynb #d2988f2b
 def patient_fold(
     patients: list[str]|pd.Series, # Patient ids, one per row
     seed: int = 0, # Another seed, another cut
@@ -121,7 +150,7 @@ def patient_split(
     seed: int = 0, # Another seed, another cut
 ) -> tuple[np.ndarray, np.ndarray]: # Rows of the *studies* table: training, validation
     "Training and validation studies that share no patient."
-    held = patient_fold(corpus.studies.patient_id, seed) < valid
+    held = corpus.studies.side == 'valid' if 'side' in corpus.studies else patient_fold(corpus.studies.patient_id, seed) < valid
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 # %% ../../nbs/30_training.loaders.ipynb #a14364cf
