@@ -190,7 +190,7 @@ def attention_stage(
     fit(learn, c['epochs'], quiet)
     return dict(bundle.attention.state_dict(), scale=learn.model.scale())
 
-# %% ../../nbs/34a_training.recipe.ipynb #f72b2a4a
+# %% ../../nbs/34a_training.recipe.ipynb #cdfd04f5
 def corpus_key(
     folder: str|Path, # A corpus, or `train` and `valid`
 ) -> str: # 16 hexadecimal digits
@@ -229,5 +229,6 @@ def train(
     bank = texts, codec.encode(table_values(table.findings[:len(texts)]))
     attention = stage('attention', lambda: attention_stage(r, corpus, bundle, codec, clips, video['project'], bank, quiet))
     bundle.attention.load_state_dict({k: v for k, v in attention.items() if k != 'scale'})
-    bundle.config = dict(recipe=r, stages=done, scale=round(float(attention['scale']), 3))
+    learned = f'{len(corpus.studies)} phantom studies with {len(corpus.table)} clips, {r["text"]["reports"]} phantom reports'
+    bundle.config = dict(recipe=r, trained_on=learned, stages=done, scale=round(float(attention['scale']), 3))
     return save_bundle(bundle, out/r['name'], (texts, table[:len(texts)]))
