@@ -60,7 +60,7 @@ class SetAside:
     kind: str # 'still', 'report', 'pdf', 'duplicate', ...
     reason: str # One line
 
-# %% ../nbs/00_core.ipynb #da5b0492
+# %% ../nbs/00_core.ipynb #f9a6b661
 @dataclass(frozen=True)
 class Region:
     "A rectangle of the frame and what is drawn there."
@@ -72,7 +72,7 @@ class Region:
     cm_per_px: tuple[float, float]|None = None # cm across and cm down for one pixel
     def __post_init__(self):
         if self.kind not in REGION_KINDS: raise ValueError(f'region kind {self.kind!r} is not one of {REGION_KINDS}')
-        if not (0 <= self.x0 < self.x1 and 0 <= self.y0 < self.y1): raise ValueError(f'region {self.x0, self.y0, self.x1, self.y1} is empty')
+        if not (0 <= self.x0 < self.x1 and 0 <= self.y0 < self.y1): raise ValueError(f'{self} is empty')
     @property
     def slices(self) -> tuple[slice, slice]: return slice(self.y0, self.y1), slice(self.x0, self.x1)
 
@@ -157,14 +157,14 @@ class Study:
         return found[0]
     def table(self) -> pd.DataFrame: return study_table(self)
 
-# %% ../nbs/00_core.ipynb #8eb3adcd
+# %% ../nbs/00_core.ipynb #9e69bbd6
 def study_table(
     study: Study, # A study
 ) -> pd.DataFrame: # One row per object: clip, status, kind, frames, fps, seconds, reason
     "Everything a study holds, in one table."
     import pandas as pd
-    used = [dict(clip=c.id, status='clip', kind=c.kind, frames=c.n_frames, fps=c.fps, fps_source=c.fps_source, height=c.height, width=c.width,
-        colour_source=c.colour_source, reason='') for c in study.clips]
+    used = [dict(clip=c.id, status='clip', kind=c.kind, frames=c.n_frames, fps=c.fps, fps_source=c.fps_source, height=c.height,
+        width=c.width, colour_source=c.colour_source, reason='; '.join(c.notes)) for c in study.clips]
     aside = [dict(clip=s.clip, status='set aside', kind=s.kind, reason=s.reason) for s in study.set_aside]
     lost = [dict(clip=f.clip, status='failed', kind=f.stage, reason=f.reason) for f in study.failures]
     columns = 'clip status kind frames fps fps_source height width colour_source reason'.split()

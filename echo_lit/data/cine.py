@@ -99,7 +99,7 @@ def _region_scale(r, k):
     delta = [abs(next(iter(_numbers(r, f'PhysicalDelta{a}')), 0)) for a in 'XY']
     return (delta[0]*k, delta[1]*k) if units == [3, 3] and min(delta) > 0 else None
 
-# %% ../../nbs/10_data.cine.ipynb #b285c802
+# %% ../../nbs/10_data.cine.ipynb #aebbb26a
 def frame_table(
     f, # An open file, placed at the first item of encapsulated pixel data
     n_frames: int, # Frames that the header promises
@@ -111,7 +111,8 @@ def frame_table(
         group, element, length = struct.unpack('<HHL', head)
         if (group, element) == (0xFFFE, 0xE0DD): break
         here = f.tell()
-        if (group, element) != (0xFFFE, 0xE000) or here + length > size: raise CineError(f'cut off or damaged in frame {len(parts)} of {n_frames}')
+        if (group, element) != (0xFFFE, 0xE000) or here + length > size:
+            raise CineError(f'cut off or damaged in frame {len(parts)} of {n_frames}')
         if start is not None: table, start = f.read(length), None
         else: parts.append((here, length))
         f.seek(here + length)
@@ -214,7 +215,7 @@ def guarded(
     except Exception as e: raise CineError(f'{path.name}: {what} ({type(e).__name__})') from None
     finally: log.setLevel(level)
 
-# %% ../../nbs/10_data.cine.ipynb #2b63a3d3
+# %% ../../nbs/10_data.cine.ipynb #e8aa06c4
 _TAGS = ('RGB', 'YBR_FULL', 'YBR_FULL_422', 'MONOCHROME1', 'MONOCHROME2')
 
 def read_dicom(
@@ -232,12 +233,12 @@ def _dicom_clip(path):
     fps, fps_source = frame_rate(ds)
     regions, note = read_regions(ds, h, w)
     scale = next((r.cm_per_px for r in regions if r.kind in ('bmode', 'colour')), None)
-    read = _safe(lambda idx: np.stack([frame(int(i)) for i in idx]), path)
+    read = _safe(lambda idx: _filled(frame, idx, h, w), path)
     clip = Clip(content_id(path), n, h, w, read, fps, fps_source, scale, regions, colour_source=source, notes=(note,) if note else ())
     clip.kind = clip_kind(clip, ds)
     return clip
 
-# %% ../../nbs/10_data.cine.ipynb #9a39fca3
+# %% ../../nbs/10_data.cine.ipynb #73480e0d
 def _dicom_header(path):
     with open(path, 'rb') as f:
         ds = pydicom.dcmread(f, stop_before_pixels=True, force=True)
@@ -271,10 +272,11 @@ def _frame_reader(path, ds, at, length, n):
     elif at is not None:
         per = ds.Rows*ds.Columns*ds.SamplesPerPixel*int(ds.get('BitsAllocated', 8))//8
         if tag == 'YBR_FULL_422': per = per*2//3
-        if per*n > min(length, size - at): raise CineError(f'cut off: {max(0, min(length, size - at))//per} of {n} frames are there')
+        if per*n > min(length, size - at): raise CineError(f'cut off: {min(length, size - at)//per} of {n} frames are there')
         if tag in _TAGS and int(ds.get('BitsAllocated', 8)) == 8 and int(ds.SamplesPerPixel) in (1, 3):
             return lambda i: native_frame(_bytes(path, [(at + i*per, per)]), ds), f'tag {tag}'
-    try: ready = syntax.is_transfer_syntax and (not syntax.is_compressed or syntax == '1.2.840.10008.1.2.1.99' or get_decoder(syntax).is_available)
+    plain = syntax == '1.2.840.10008.1.2.1.99' or syntax.is_transfer_syntax and not syntax.is_compressed
+    try: ready = plain or get_decoder(syntax).is_available
     except NotImplementedError: ready = False
     if not ready: raise CineError(f'no decoder for {syntax.name}; pip install pylibjpeg pylibjpeg-libjpeg adds more')
     return _pydicom_reader(path, tag), f'{syntax.name}, tag {tag}'
@@ -302,12 +304,20 @@ def _bytes(path, parts):
             out.append(f.read(length))
     return b''.join(out)
 
+def _filled(frame, idx, h, w):
+    out = np.empty((len(idx), h, w, 3), np.uint8)
+    for o, i in zip(out, idx):
+        x = frame(int(i))
+        if x.shape != o.shape: raise CineError(f'frame {i} is {x.shape[0]} by {x.shape[1]} pixels, the header says {h} by {w}')
+        o[:] = x
+    return out
+
 def _safe(read, path):
     def safe(idx):
         with guarded(path, 'a frame cannot be decoded'): return read(idx)
     return safe
 
-# %% ../../nbs/10_data.cine.ipynb #6538d303
+# %% ../../nbs/10_data.cine.ipynb #c325de47
 def clip_kind(
     clip: Clip, # A clip
     ds: Dataset|None = None, # Its DICOM header
@@ -318,12 +328,12 @@ def clip_kind(
     kinds = {r.kind for r in clip.regions}
     for k in ('spectral', 'mmode', 'colour', 'bmode'):
         if k in kinds: return k
-    x = clip[clip.n_frames//2][0].astype(np.int16)
+    x = clip[clip.n_frames//2][0, ::2, ::2]
     strong, lit = np.ptp(x, -1) > 70, x.max(-1) > 40
     share = strong.sum()/max(lit.sum(), 1)
     return 'colour' if strong.mean() > .005 and .02 < share < .6 else 'bmode'
 
-# %% ../../nbs/10_data.cine.ipynb #1342b239
+# %% ../../nbs/10_data.cine.ipynb #f2d9541b
 def read_video(
     path: str|Path, # An AVI or MP4 file
     backend: str = 'av', # 'decord' is faster, and has had no security fix since 2021: for curated sets
@@ -336,9 +346,11 @@ def read_video(
         with av.open(str(path)) as box:
             if not box.streams.video: raise CineError(f'{path.name}: holds no pictures')
             s = box.streams.video[0]
-            packets = sorted((p.pts if p.pts is not None else p.dts, p.is_keyframe) for p in box.demux(s) if p.size and p.dts is not None)
+            packets = [p for p in box.demux(s) if p.size and p.dts is not None]
+            packets = sorted((p.dts if p.pts is None else p.pts, p.is_keyframe) for p in packets)
             h, w, rate, fmt = s.codec_context.height, s.codec_context.width, s.average_rate, s.codec_context.pix_fmt
-    except (av.error.FFmpegError, OSError, TypeError) as e: raise CineError(f'{path.name}: not a readable video ({type(e).__name__})') from None
+    except (av.error.FFmpegError, OSError, TypeError) as e:
+        raise CineError(f'{path.name}: not a readable video ({type(e).__name__})') from None
     if not packets or not h or not w or fmt is None: raise CineError(f'{path.name}: a video without frames')
     read = _safe(_decord_frames(path) if backend == 'decord' else _av_frames(path, packets), path)
     fps = float(rate) if rate and 1 <= rate <= 2000 else None

@@ -19,7 +19,7 @@ from .sector import Sector, find_sector, sector_box
 __all__ = ['ASSUMED_FPS', 'InputContract', 'clip_indices', 'used_fps', 'window_starts', 'sector_square', 'centre_square',
            'prepare', 'normalised']
 
-# %% ../../nbs/13_data.contract.ipynb #e42671d7
+# %% ../../nbs/13_data.contract.ipynb #39d50ae6
 ASSUMED_FPS = 30.
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class InputContract:
         for name, allowed in (('crop', ('sector', 'centre')), ('padding', ('hold', 'zero')), ('channels', ('RGB', 'BGR'))):
             if getattr(self, name) not in allowed: raise ValueError(f'{name}={getattr(self, name)!r} is not one of {allowed}')
         if (self.seconds is None) == (self.stride is None): raise ValueError('give seconds or stride, and None for the other')
-        if min(self.frames, self.size, self.seconds or 1, self.stride or 1) <= 0: raise ValueError('frames, size, seconds and stride are positive')
+        if min(self.frames, self.size, self.seconds or self.stride or 0) <= 0: raise ValueError('frames, size and step are positive')
         if not 0 <= self.zoom < .5: raise ValueError(f'zoom={self.zoom} leaves nothing of the frame')
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0: raise ValueError('mean and std have three values, std above 0')
 
@@ -90,20 +90,22 @@ def window_starts(
     span = int(np.floor((contract.frames - 1)*_step(contract, clip) + .5)) + 1
     return np.unique(np.round(np.linspace(0, max(len(clip) - span, 0), n)).astype(int)).tolist()
 
-# %% ../../nbs/13_data.contract.ipynb #9f42c9b4
+# %% ../../nbs/13_data.contract.ipynb #5434b0fc
 def sector_square(
     frames: np.ndarray, # uint8 `[t,H,W,3]`
     mask: np.ndarray, # bool `[H,W]`
     size: int, # Rows and columns of the result
+    clear: bool = False, # Blacken everything outside the mask
 ) -> np.ndarray: # uint8 `[t,size,size,3]`
     "The square around a mask, area-resized."
     y0, y1, x0, x1 = sector_box(mask)
+    keep = mask[y0:y1, x0:x1].astype(np.uint8) if clear else np.ones((y1 - y0, x1 - x0), np.uint8)
     side = max(y1 - y0, x1 - x0)
     top, left = (side - (y1 - y0))//2, (side - (x1 - x0))//2
     canvas, out = np.zeros((side, side, 3), np.uint8), np.empty((len(frames), size, size, 3), np.uint8)
     how = cv2.INTER_AREA if side >= size else cv2.INTER_LINEAR
     for f, o in zip(frames, out):
-        canvas[top:top + y1 - y0, left:left + x1 - x0] = f[y0:y1, x0:x1]
+        cv2.copyTo(f[y0:y1, x0:x1], keep, canvas[top:top + y1 - y0, left:left + x1 - x0])
         o[:] = cv2.resize(canvas, (size, size), interpolation=how)
     return out
 
@@ -121,7 +123,7 @@ def centre_square(
     part = frames[:, y + cut:h - y - cut, x + cut:w - x - cut]
     return np.stack([cv2.resize(np.ascontiguousarray(f), (size, size), interpolation=cv2.INTER_CUBIC) for f in part])
 
-# %% ../../nbs/13_data.contract.ipynb #72e28b0f
+# %% ../../nbs/13_data.contract.ipynb #89c26852
 def prepare(
     contract: InputContract, # What the encoder wants
     clip: Clip, # A clip
@@ -134,10 +136,8 @@ def prepare(
     if contract.mask or contract.crop == 'sector':
         region = next((r for r in clip.regions if r.kind in ('bmode', 'colour')), None)
         sector = find_sector(x, region)
-    if contract.mask:
-        m = sector.mask.astype(np.uint8)
-        x = np.stack([cv2.bitwise_and(f, f, mask=m) for f in x])
-    x = sector_square(x, sector.mask, contract.size) if contract.crop == 'sector' else centre_square(x, contract.size, contract.zoom)
+    if contract.crop == 'sector': x = sector_square(x, sector.mask, contract.size, contract.mask)
+    else: x = centre_square(x*sector.mask[..., None] if contract.mask else x, contract.size, contract.zoom)
     if contract.channels == 'BGR': x = x[..., ::-1]
     out = np.empty((contract.frames, *x.shape[1:]), np.uint8)
     out[:] = np.round(contract.mean)

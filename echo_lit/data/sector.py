@@ -14,16 +14,19 @@ from ..core import Region
 # %% auto #0
 __all__ = ['change_share', 'largest_hull', 'Sector', 'find_sector', 'sector_mask', 'sector_box']
 
-# %% ../../nbs/12_data.sector.ipynb #8941609d
+# %% ../../nbs/12_data.sector.ipynb #913dc1da
 def change_share(
     frames: np.ndarray, # uint8 RGB `[T,H,W,3]`, T >= 2
     level: int = 2, # Grey levels that count as a change
     side: int = 320, # Pixels that the shorter side is reduced to, about
 ) -> np.ndarray: # float32 `[h,w]` in 0..1
     "In which share of the steps from frame to frame each pixel changes."
-    grey = _grey(frames, side)
-    n = sum((cv2.absdiff(a, b) >= level).astype(np.uint16) for a, b in zip(grey, grey[1:]))
-    return n.astype(np.float32)/(len(grey) - 1)
+    return _changes(_grey(frames, side), level)
+
+def _changes(grey, level):
+    n = np.zeros(grey[0].shape, np.float32)
+    for a, b in zip(grey, grey[1:]): cv2.accumulate(cv2.threshold(cv2.absdiff(a, b), level - 1, 1, cv2.THRESH_BINARY)[1], n)
+    return n/(len(grey) - 1)
 
 def _grey(frames, side):
     h, w = frames.shape[1:3]
@@ -44,7 +47,7 @@ def largest_hull(
     i = 1 + stats[1:, cv2.CC_STAT_AREA].argmax()
     return cv2.convexHull(cv2.findNonZero((labels == i).astype(np.uint8)))
 
-# %% ../../nbs/12_data.sector.ipynb #475bb4dd
+# %% ../../nbs/12_data.sector.ipynb #19100ae9
 @dataclass(frozen=True)
 class Sector:
     "Where the ultrasound is, and how that was found."
@@ -60,21 +63,20 @@ def find_sector(
 ) -> Sector: # Never an empty mask
     "The imaging sector by the first way that gives one."
     _check_frames(frames)
-    tries, note = [], ''
-    if len(frames) > 1: tries.append(('motion', change_share(frames) >= share))
-    else: note = 'one frame; '
-    for source in ('motion', 'light'):
-        if source == 'light': tries.append(('light', np.max(_grey(frames, 320), 0) > light))
-        if not tries: continue
-        mask = _fan(tries.pop()[1], frames.shape[1:3], region)
-        if mask is not None: return Sector(mask, source, note.rstrip('; '))
-        note += f'no fan by {source}; '
-    mask = np.zeros(frames.shape[1:3], bool)
+    grey, shape, note = _grey(frames, 320), frames.shape[1:3], 'one frame'
+    if len(frames) > 1:
+        sure, faint = (_fan(_changes(grey, level) >= k, shape, region) for level, k in ((2, share), (1, .4)))
+        if sure is not None: return Sector(faint if _a_little_larger(faint, sure) else sure, 'motion')
+        note = 'no fan by motion'
+    mask = _fan(np.max(grey, 0) > light, shape, region)
+    if mask is not None: return Sector(mask, 'light', note)
+    mask, note = np.zeros(shape, bool), f'{note}; no fan by light'
     if region is not None: mask[region.slices] = True
-    if mask.any(): return Sector(mask, 'region', note.rstrip('; '))
-    return Sector(~mask, 'frame', note.rstrip('; '))
+    return Sector(mask, 'region', note) if mask.any() else Sector(~mask, 'frame', note)
 
-# %% ../../nbs/12_data.sector.ipynb #9121e306
+def _a_little_larger(faint, sure): return faint is not None and sure.sum() < faint.sum() < 1.4*sure.sum()
+
+# %% ../../nbs/12_data.sector.ipynb #fbeb7cca
 def _fan(pixels, shape, region):
     scale = np.array([shape[1]/pixels.shape[1], shape[0]/pixels.shape[0]])
     low, high = np.zeros(2), np.array(shape[::-1], float)
@@ -94,8 +96,8 @@ def _fan(pixels, shape, region):
     return mask.astype(bool)
 
 def _check_frames(frames):
-    if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8: raise TypeError(f'frames must be uint8, got {getattr(frames, "dtype", type(frames))}')
-    if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size: raise ValueError(f'frames must be [T,H,W,3] with T >= 1, got {frames.shape}')
+    if frames.dtype != np.uint8: raise TypeError(f'frames must be uint8, got {frames.dtype}')
+    if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size: raise ValueError(f'frames must be [T,H,W,3], got {frames.shape}')
 
 # %% ../../nbs/12_data.sector.ipynb #49868e54
 def sector_mask(

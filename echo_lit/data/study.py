@@ -78,7 +78,7 @@ def _header(ds):
     number = lambda k: int(text(k)) if text(k).isdigit() else 0
     return Header(text('PatientID'), text('StudyInstanceUID'), (number('SeriesNumber'), number('InstanceNumber')), aside)
 
-# %% ../../nbs/11_data.study.ipynb #1a8a13e1
+# %% ../../nbs/11_data.study.ipynb #4e06608b
 @dataclass
 class Item:
     "One file of a folder: a clip, or the reason why not."
@@ -105,10 +105,10 @@ def read_item(
     return Item(header, clip)
 
 def _not_media(path, label):
-    if path.suffix.lower() in ('.dcm', '.dicom', '.avi', '.mp4', '.ima'): return Failure(label, 'open', f'not a {path.suffix[1:].lower()} file, whatever its name says')
-    return SetAside(label, 'other', 'not a cine')
+    if path.suffix.lower() not in ('.dcm', '.dicom', '.ima', '.avi', '.mp4'): return SetAside(label, 'other', 'not a cine')
+    return Failure(label, 'open', f'not a {path.suffix[1:].lower()} file, whatever its name says')
 
-def _reason(e, path): return plain_text(str(e).removeprefix(f'{path.name}: ') if isinstance(e, EchoError) else f'{type(e).__name__}')
+def _reason(e, path): return str(e).removeprefix(f'{path.name}: ') if isinstance(e, EchoError) else type(e).__name__
 
 # %% ../../nbs/11_data.study.ipynb #f40fbd21
 def short_id(
@@ -145,7 +145,7 @@ def _choices(groups):
     more = f' and {len(listed) - 8} more' if len(listed) > 8 else ''
     return f'{what} in one place; choose one with study=: ' + ', '.join(listed[:8]) + more
 
-# %% ../../nbs/11_data.study.ipynb #2b401370
+# %% ../../nbs/11_data.study.ipynb #03b7f4ea
 def open_study(
     path: str|Path, # A folder, a DICOM, AVI or MP4 file, or a DICOMDIR
     study: str|None = None, # Short id or StudyInstanceUID, where there are several
@@ -167,8 +167,9 @@ def open_study(
     if not clips: raise StudyError(_nothing(path, aside, failures))
     named = next((i.header for i in items if i.header.study and isinstance(i.row, Clip)), None)
     if named is None: return Study(short_id(*sorted(seen)), None, clips, aside, failures)
-    return Study(short_id(named.study, named.patient), short_id('patient', named.patient) if named.patient else None, clips, aside, failures)
+    patient = short_id('patient', named.patient) if named.patient else None
+    return Study(short_id(named.study, named.patient), patient, clips, aside, failures)
 
 def _nothing(path, aside, failures):
-    first = f'; first reason: {failures[0].clip}: {failures[0].reason}' if failures else f'; first: {aside[0].clip}: {aside[0].reason}' if aside else ''
+    first = ''.join(f'; first reason: {r.clip}: {r.reason}' for r in (failures or aside)[:1])
     return f'{plain_text(path.name)}: no cine here ({len(aside)} set aside, {len(failures)} failed{first})'

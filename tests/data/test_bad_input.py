@@ -106,9 +106,11 @@ def test_hostile_sizes(tmp_path, tags):
     with pytest.raises(CineError): read_cine(grey(tmp_path/'x.dcm', **tags))
 
 def stored(photometric):
-    rgb = np.array([[[200, 30, 20], [200, 30, 20], [10, 60, 220], [10, 60, 220]], [[90]*3, [90]*3, [0]*3, [255]*3]], np.uint8)[None].repeat(2, 0)
+    red, blue = [200, 30, 20], [10, 60, 220]
+    rgb = np.array([[red, red, blue, blue], [[90]*3, [90]*3, [0]*3, [255]*3]], np.uint8)[None].repeat(2, 0)
     r, g, b = rgb.astype(float).transpose(3, 0, 1, 2)
-    ybr = np.stack([.299*r + .587*g + .114*b, 128 - .168736*r - .331264*g + .5*b, 128 + .5*r - .418688*g - .081312*b], -1).round().clip(0, 255).astype(np.uint8)
+    ybr = np.stack([.299*r + .587*g + .114*b, 128 - .168736*r - .331264*g + .5*b, 128 + .5*r - .418688*g - .081312*b], -1)
+    ybr = ybr.round().clip(0, 255).astype(np.uint8)
     if photometric == 'RGB': return rgb, rgb.tobytes()
     if photometric == 'YBR_FULL': return rgb, ybr.tobytes()
     q = ybr.reshape(2, 2, 2, 2, 3)
@@ -137,6 +139,7 @@ def test_colours_agree_with_pydicom(name):
     assert ours.shape[:2] == (ds.Rows, ds.Columns) and np.abs(ours.astype(int) - theirs).max() <= 3
 
 def test_sector_is_never_empty():
-    for x in (cine(), cine(1), cine(2, 40, 40), np.zeros((3, 50, 60, 3), np.uint8), np.full((2, 7, 9, 3), 255, np.uint8)): assert sector_mask(x).any()
+    for x in (cine(), cine(1), cine(2, 40, 40), np.zeros((3, 50, 60, 3), np.uint8), np.full((2, 7, 9, 3), 255, np.uint8)):
+        assert sector_mask(x).any()
     found, truth = find_sector(cine(16, 240, 320)), cine(16, 240, 320).max((0, 3)) > 0
     assert found.source == 'motion' and (found.mask & truth).sum()/(found.mask | truth).sum() > .93
