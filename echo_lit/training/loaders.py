@@ -204,12 +204,12 @@ def visible_findings(
     "Which finding a clip of which view can be asked about."
     return torch.tensor([[v in FINDINGS[c].views for c in codes] for v in COARSE_VIEWS])
 
-# %% ../../nbs/30_training.loaders.ipynb #306e0096
+# %% ../../nbs/30_training.loaders.ipynb #ee7ff786
 @dataclass(frozen=True)
 class Augment:
     "How far a clip may be changed; zero switches a part off."
     rotate: float = 8. # Degrees
-    scale: float = .1 # Share of the size
+    scale: float = .03 # Share of the size
     shift: float = .05 # Share of the size
     tone: float = .35 # Spread of gamma, contrast and brightness
     noise: float = 14. # Standard deviation of the added speckle, grey levels
