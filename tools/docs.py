@@ -1,6 +1,7 @@
 """Build the documentation site into _docs without quarto, and fail on broken links.
 
-Light modules import pandas only where it is used, but nbdev evaluates their annotations: in one process, it finds `pd` among the builtins."""
+Modules import heavy packages only where they are used, but nbdev evaluates all annotations: what a module imports under
+TYPE_CHECKING is put among the builtins of the one process that renders the pages."""
 import json
 import re
 import shutil
@@ -13,10 +14,12 @@ root = Path(__file__).resolve().parent.parent
 scripts = Path(sysconfig.get_path('scripts'))
 
 PROC = '''
-import builtins
-import pandas
+import ast, builtins, pathlib
 from nbdev.quarto import _pre_docs
-builtins.pd = pandas
+for path in pathlib.Path('echo_lit').rglob('*.py'):
+    for node in ast.parse(path.read_text(encoding='utf-8')).body:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == 'TYPE_CHECKING':
+            exec(ast.unparse(node.body), vars(builtins))
 _pre_docs(n_workers=0)
 '''
 

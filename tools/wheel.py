@@ -3,7 +3,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -43,7 +42,7 @@ def main(out):
     wheel = build(out)
     subprocess.run([python, '-m', 'pip', '-q', '--disable-pip-version-check', 'install', '--no-deps', wheel], check=True, env=env)
     site = subprocess.check_output([python, '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))'], text=True, env=env).strip()
-    (Path(site)/'dependencies.pth').write_text(f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n")
+    (Path(site)/'dependencies.pth').write_text('\n'.join(p for p in sys.path if p.endswith('site-packages')))
     print(f'{wheel.name}: {wheel.stat().st_size/1e6:.1f} MB')
     return subprocess.run([python, '-c', PROBE, root], cwd=out, env=env).returncode
 
