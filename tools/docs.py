@@ -38,6 +38,7 @@ def stage(folder):
     for path in sorted(folder.rglob('*.ipynb')): path.rename(path.with_name(names[path.name]))
     for path in [*folder.rglob('*.ipynb'), *folder.glob('*.yml')]:
         text = path.read_text(encoding='utf-8')
+        text = re.sub(r'"output-file: [^"]*\\n",?\s*|output-file: [^"\\]*\\n', '', text)
         path.write_text(pattern.sub(lambda m: names[m[0]], text), encoding='utf-8')
 
 
@@ -49,7 +50,6 @@ if __name__ == '__main__':
     stage(proc)
     for command in ('render', 'check'):
         done = subprocess.run([scripts/'smalldocs', command, proc], cwd=root, capture_output=True, text=True)
-        print(done.stdout + done.stderr)
-        if done.returncode: sys.exit(f'smalldocs {command} failed')
+        if done.returncode: sys.exit(f'{done.stdout}{done.stderr}\nsmalldocs {command} failed')
     (proc/'_docs').rename(out)
     print(f'{len(list(out.rglob("*.html")))} pages in _docs')
