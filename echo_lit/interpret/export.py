@@ -185,7 +185,7 @@ def report_html(
         parts.append(f'<section class="{"said" if said else "silent"}"><h3>{safe(s)}</h3><div>{body}</div></section>')
     return ''.join(parts)
 
-# %% ../../nbs/42_interpret.export.ipynb #0f79a443
+# %% ../../nbs/42_interpret.export.ipynb #3b8d41e0
 def _summary_html(r):
     odd = [f for f in r.report.findings if f.abnormal]
     numbers = [f for f in r.report.findings if f.code in ('ef', 'lv_edv', 'lvidd', 'la_volume', 'aortic_root_diameter')]
@@ -208,7 +208,7 @@ def _measurements_html(r):
     left = _table(['Finding', 'Value', 'Confidence'], [(safe(f['name']), safe(finding_words(Finding(f['finding'], f['value']))), _bar(f['confidence']))
         for f in others.to_dict('records')], 'Findings left out')
     out = _table(['Finding', 'Value', '90% of votes', 'Confidence', 'Method'], map(_finding_row, found), 'Findings')
-    return out + (f'<details><summary>{len(others)} findings left out for lack of confidence</summary>{left}</details>' if len(others) else '')
+    return out + (f'<details><summary>Left out for lack of confidence: {len(others)}</summary>{left}</details>' if len(others) else '')
 
 # %% ../../nbs/42_interpret.export.ipynb #c52aef06
 def attention_svg(

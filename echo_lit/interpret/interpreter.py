@@ -22,7 +22,19 @@ from .retrieval import ReportIndex
 from .votes import Settings, Votes, consistent, findings_table, passes, section_votes
 
 # %% auto #0
-__all__ = ['ClipReading', 'film_strip', 'read_clip', 'Interpretation', 'Interpreter', 'nearest_section', 'compose_report']
+__all__ = ['window_count', 'ClipReading', 'film_strip', 'read_clip', 'Interpretation', 'Interpreter', 'nearest_section',
+           'compose_report']
+
+# %% ../../nbs/41_interpret.interpreter.ipynb #5b7e1e8d
+def window_count(
+    contract: InputContract, # What the encoder wants
+    clip: Clip, # Any
+    most: int = 3, # Windows
+) -> int: # At least 1
+    "How many windows fit into a clip side by side, about."
+    fps = used_fps(clip)[0]
+    span = contract.seconds or contract.frames*contract.stride/fps
+    return int(np.clip(round(len(clip)/fps/span), 1, most))
 
 # %% ../../nbs/41_interpret.interpreter.ipynb #2086ea96
 @dataclass
@@ -50,7 +62,7 @@ def film_strip(
     Image.fromarray(x.permute(1, 2, 3, 0).flatten(0, 1).numpy()).save(out, 'webp', quality=quality)
     return out.getvalue()
 
-# %% ../../nbs/41_interpret.interpreter.ipynb #386a460b
+# %% ../../nbs/41_interpret.interpreter.ipynb #0a1d505b
 @torch.inference_mode()
 def read_clip(
     bundle: Bundle, # Model
@@ -59,7 +71,7 @@ def read_clip(
 ) -> ClipReading:
     "View and vector of a clip, averaged over windows."
     contract, device = bundle.contract, next(bundle.video.parameters()).device
-    x = torch.stack([contract.clip_tensor(clip, s) for s in contract.starts(clip, windows)])
+    x = torch.stack([contract.clip_tensor(clip, s) for s in contract.starts(clip, window_count(contract, clip, windows))])
     batch = x.to(device)
     vector = torch.nn.functional.normalize(bundle.video(batch).float(), dim=1).mean(0).cpu()
     if not torch.isfinite(vector).all(): raise EchoError('the encoder gave numbers that are not finite')
@@ -179,7 +191,7 @@ def votes(self: Interpreter,
     for i, s, r in zip(can, scores, rows): out[SECTIONS[i]] = section_votes(SECTIONS[i], seen, r, s, stated, self.settings)
     return out, weights, stated
 
-# %% ../../nbs/41_interpret.interpreter.ipynb #b470b9da
+# %% ../../nbs/41_interpret.interpreter.ipynb #596ae43e
 @patch
 def section_evidence(self: Interpreter,
     votes: Votes, # Of one section
@@ -189,7 +201,7 @@ def section_evidence(self: Interpreter,
 ) -> dict: # clips and neighbours, lists of plain dicts
     "What a section's sentences rest on."
     view = {r.clip.id: r.view for r in readings}
-    clips = [dict(clip=c, view=view[c], weight=round(float(w), 4)) for c, w in weights.sort_values(ascending=False, kind='stable').head(n).items()]
+    clips = [dict(clip=c, view=view[c], weight=round(float(w), 4)) for c, w in weights.sort_values(ascending=False, kind='stable').head(n).items() if w >= .01]
     near = self.index.reports(votes.rows[:n], ['report_id', 'text']) if len(votes.rows) else pd.DataFrame(columns=['report_id', 'text'])
     said = [dict(report_sections(t)).get(votes.section, '') for t in near.text]
     return dict(clips=clips, neighbours=[dict(report=str(i), similarity=round(float(s), 4), text=t) for i, s, t in zip(near.report_id, votes.similarity, said)])
