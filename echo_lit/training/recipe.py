@@ -153,7 +153,7 @@ def video_stage(
     fit(learn, c['epochs'], quiet)
     return dict(bundle.video.state_dict(), project=learn.model.project)
 
-# %% ../../nbs/34a_training.recipe.ipynb #ff5d9f53
+# %% ../../nbs/34a_training.recipe.ipynb #e5c765f9
 def embed_stage(
     recipe: dict, # Settings
     corpus: Corpus, # Clips
@@ -164,7 +164,7 @@ def embed_stage(
     plain = embed_clips(corpus, np.arange(n), bundle.video, bundle.views)
     rows = np.flatnonzero(np.isin(corpus.study_rows, patient_split(corpus, recipe['valid'], recipe['seed'])[0]))
     versions = [plain]
-    for i in range(1, recipe['attention']['versions']):
+    for i in range(1, recipe['clips']['versions']):
         changed = tuple(o.clone() for o in plain)
         for whole, part in zip(changed, embed_clips(corpus, rows, bundle.video, bundle.views, Augment(), seed=recipe['seed'] + i)): whole[rows] = part
         versions.append(changed)
@@ -190,7 +190,7 @@ def attention_stage(
     fit(learn, c['epochs'], quiet)
     return dict(bundle.attention.state_dict(), scale=learn.model.scale())
 
-# %% ../../nbs/34a_training.recipe.ipynb #cdfd04f5
+# %% ../../nbs/34a_training.recipe.ipynb #df39041a
 def corpus_key(
     folder: str|Path, # A corpus, or `train` and `valid`
 ) -> str: # 16 hexadecimal digits
@@ -208,27 +208,26 @@ def train(
     overrides = dict(overrides or {})
     if missing := [k for k in ('data', 'out') if k not in overrides]: raise RecipeError(f'say where: {", ".join(f"{k}=FOLDER" for k in missing)} is missing')
     data, out = Path(str(overrides.pop('data'))), Path(str(overrides.pop('out')))
-    r, corpus, done = load_recipe(recipe, overrides), open_corpora(data), [corpus_key(data)]
+    r, corpus, keys = load_recipe(recipe, overrides), open_corpora(data), {'corpus': corpus_key(data)}
     table = report_table(max(r['text']['reports'], r['bank']['reports']))
     codec = FindingCodec.fit(table_values(table.findings))
-    def stage(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        start, key = time.time(), stage_key(name, r['seed'], r['valid'], r.get(name), *done)
+    def stage(name: str, after: tuple[str, ...], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        start, keys[name] = time.time(), stage_key(name, r['seed'], r['valid'], r.get(name), *(keys[k] for k in after))
         set_seed(r['seed'])
-        made = run_stage(out/'stages', name, key, make)
+        made = run_stage(out/'stages', name, keys[name], make)
         say(f'{name}: {(time.time() - start)/60:.1f} min')
-        done.append(key)
         return made
-    text = text_tower(stage('text', lambda: text_stage(r, table[:r['text']['reports']], codec, quiet)))
+    text = text_tower(stage('text', (), lambda: text_stage(r, table[:r['text']['reports']], codec, quiet)))
     bundle = phantom_tiny(text.tokenizer, contract=corpus.contract)
     bundle.name, bundle.text = r['name'], text
-    bundle.views.load_state_dict(stage('views', lambda: view_stage(r, corpus, bundle, quiet)))
-    video = stage('video', lambda: video_stage(r, corpus, bundle, codec, quiet))
+    bundle.views.load_state_dict(stage('views', ('corpus',), lambda: view_stage(r, corpus, bundle, quiet)))
+    video = stage('video', ('corpus', 'text'), lambda: video_stage(r, corpus, bundle, codec, quiet))
     bundle.video.load_state_dict({k: v for k, v in video.items() if k != 'project'})
-    clips = stage('clips', lambda: embed_stage(r, corpus, bundle))
+    clips = stage('clips', ('corpus', 'views', 'video'), lambda: embed_stage(r, corpus, bundle))
     texts = text.encode(table.text[:r['bank']['reports']].tolist()).clone()
     bank = texts, codec.encode(table_values(table.findings[:len(texts)]))
-    attention = stage('attention', lambda: attention_stage(r, corpus, bundle, codec, clips, video['project'], bank, quiet))
+    attention = stage('attention', ('clips', 'text'), lambda: attention_stage(r, corpus, bundle, codec, clips, video['project'], bank, quiet))
     bundle.attention.load_state_dict({k: v for k, v in attention.items() if k != 'scale'})
     learned = f'{len(corpus.studies)} phantom studies with {len(corpus.table)} clips, {r["text"]["reports"]} phantom reports'
-    bundle.config = dict(recipe=r, trained_on=learned, stages=done, scale=round(float(attention['scale']), 3))
+    bundle.config = dict(recipe=r, trained_on=learned, stages=keys, scale=round(float(attention['scale']), 3))
     return save_bundle(bundle, out/r['name'], (texts, table[:len(texts)]))
