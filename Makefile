@@ -1,14 +1,21 @@
-# demo: interpret a sample study | test: quick checks | check: slow checks | lab: JupyterLab on nbs | docs: the site in _docs
+# demo: interpret a sample study | samples: write the sample studies anew | test: quick checks | check: slow checks | lab: JupyterLab on nbs | docs: the site in _docs
 export OMP_NUM_THREADS ?= 2
 export HF_HUB_OFFLINE ?= 1
 export PYTHONPATH := $(CURDIR)
 python := .venv/bin/python
+echo_lit = $(python) -c 'from echo_lit.cli import main; main()'
 
-.PHONY: demo test check lab docs setup
+.PHONY: demo samples test check lab docs setup
 .DEFAULT_GOAL := demo
 
 demo: setup
-	@$(python) -c 'from echo_lit.cli import main; main()' interpret data_samples/phantom-dicom --out demo
+	@$(echo_lit) interpret data_samples/dicom/phantom-000295 --out demo
+
+samples: setup
+	@rm -rf data_samples/dicom data_samples/avi data_samples/mp4
+	@$(echo_lit) phantom data_samples/dicom --seed 295 --seconds 1.4
+	@$(echo_lit) phantom data_samples/avi --seed 123 --seconds 1.4 --format avi
+	@$(echo_lit) phantom data_samples/mp4 --seed 331 --seconds 1.4 --format mp4
 
 test: setup
 	@$(python) tools/test.py quick

@@ -52,7 +52,7 @@ def csv_text(
     writer.writerows({k: cell(plain_text(v) if isinstance(v, str) else v) for k, v in row.items()} for row in rows)
     return out.getvalue()
 
-# %% ../nbs/61_cli.ipynb #623ff5b9
+# %% ../nbs/61_cli.ipynb #ffdf9df4
 def _bar(label: str) -> Callable: # Wraps a loop
     "A progress bar on standard error, only where somebody watches."
     from tqdm import tqdm
@@ -71,8 +71,10 @@ def show_result(
     silent = r.sections.section[~r.sections.assessed].tolist()
     if silent: say(*textwrap.wrap('Not assessed: ' + ', '.join(silent), 100, initial_indent='  ', subsequent_indent='    '))
     from echo_lit.interpret.export import public_label
-    lost = [(public_label(f.clip), f.clip, f.stage, f.reason) for f in r.failures] + [(public_label(a.clip), a.clip, a.kind, a.reason) for a in r.set_aside]
-    if lost: say('', f'  {len(r.failures)} failed, {len(r.set_aside)} set aside', *text_table(lost, ('in the files', 'object', 'stage or kind', 'reason'), 4))
+    lost = [(public_label(f.clip), f.clip, f.stage, f.reason) for f in r.failures] + [(public_label(a.clip), a.clip, a.kind, a.reason)
+        for a in r.set_aside]
+    if lost: say('', f'  {len(r.failures)} failed, {len(r.set_aside)} set aside',
+        *text_table(lost, ('in the files', 'object', 'stage or kind', 'reason'), 4))
     say('', f'  {folder/"report.html"}', f'  {folder/"report.json"}')
 
 # %% ../nbs/61_cli.ipynb #8c177339
@@ -133,9 +135,9 @@ def _one_line(e: Exception) -> str: # For standard error
     if isinstance(e, OSError) and e.strerror: return f'{e.strerror}: {e.filename}' if e.filename else e.strerror
     return f'{type(e).__name__}: {e}'
 
-# %% ../nbs/61_cli.ipynb #84b77c19
+# %% ../nbs/61_cli.ipynb #7223c289
 def write_phantoms(
-    args: argparse.Namespace, # out, studies, seed, format, corpus, workers, overlay
+    args: argparse.Namespace, # out, studies, seed, format, seconds, corpus, workers, overlay
 ) -> int: # Exit code
     "`echo_lit phantom`."
     from echo_lit.data.phantom import render_corpus, write_phantom_studies
@@ -146,7 +148,7 @@ def write_phantoms(
         out = render_corpus(args.out, args.studies, args.seed, InputContract(), args.workers, args.overlay, bar)
         say(f'{args.studies} phantom studies as one corpus in {out}')
     else:
-        folders = write_phantom_studies(args.out, args.studies, args.seed, args.format, progress=_bar('writing'))
+        folders = write_phantom_studies(args.out, args.studies, args.seed, args.format, args.seconds, progress=_bar('writing'))
         say(*map(str, folders))
     return DONE
 
@@ -156,8 +158,12 @@ def train_recipe(
     "`echo_lit train`."
     wrong = [s for s in args.settings if '=' not in s]
     if wrong: raise EchoError(f'settings are key=value, got {wrong[0]!r}')
+    from echo_lit.evaluate.bundle import calibrate
     from echo_lit.training.recipe import train
-    say(f'model bundle in {train(args.recipe, dict(s.split("=", 1) for s in args.settings), say)}')
+    settings = dict(s.split('=', 1) for s in args.settings)
+    folder = train(args.recipe, settings, say)
+    calibrate(folder, settings['data'])
+    say(f'model bundle in {folder}')
     return DONE
 
 def measure_bundle(
@@ -167,7 +173,8 @@ def measure_bundle(
     from echo_lit.data.phantom import SEEDS
     from echo_lit.evaluate.bundle import evaluate_bundle
     seed = SEEDS['test'] if args.seed is None else args.seed
-    metrics = evaluate_bundle(args.model, args.studies, seed, control=args.control, out=args.out, workers=args.workers, progress=_bar('evaluating'))
+    metrics = evaluate_bundle(args.model, args.studies, seed, control=args.control, out=args.out, workers=args.workers,
+        progress=_bar('evaluating'))
     say(f'{args.studies} phantom studies from seed {seed}')
     say(*text_table(sorted(flat_metrics(metrics)), ('measure (phantom)', 'value', 'low', 'high')))
     return DONE
@@ -193,7 +200,7 @@ def flat_metrics(
     if isinstance(x, (list, tuple)) and len(x) == 3 and all(isinstance(v, (int, float)) for v in x): return [(name, *map(number, x))]
     return [(name, number(x), '', '')] if isinstance(x, (int, float)) and not isinstance(x, bool) else []
 
-# %% ../nbs/61_cli.ipynb #8ff3d87b
+# %% ../nbs/61_cli.ipynb #e75185e3
 def parser() -> argparse.ArgumentParser: # With a function for each command
     "Words and options of the command."
     p = argparse.ArgumentParser('echo_lit', description='Echocardiography foundation models. Research use only, not for diagnosis.')
@@ -219,22 +226,25 @@ def _add_interpret(command):
     add('--weights', metavar='DIR', help='folder with the weights, for models that are not embedded')
     add('--study', metavar='UID', help='which study, where a folder holds several')
     add('--device', default='cpu', metavar='D', help='cpu, cuda, cuda:1, ...')
-    add('--out', type=Path, default=Path('interpretation'), metavar='DIR', help='where the report goes; with several studies, one folder each')
+    add('--out', type=Path, default=Path('interpretation'), metavar='DIR',
+        help='where the report goes; with several studies, one folder each')
     add('--compose', choices=('vote', 'nearest'), default='vote', help='write from the findings, or copy the nearest report')
 
-# %% ../nbs/61_cli.ipynb #12e80a78
+# %% ../nbs/61_cli.ipynb #4c670057
 def _add_phantom(command):
     add = command('phantom', write_phantoms, 'Write studies of synthetic hearts, with their truth.')
     add('out', type=Path, metavar='OUT', help='folder to write to')
     add('--studies', type=int, default=1, metavar='N', help='how many')
     add('--seed', type=int, default=0, metavar='S', help='of the first; the same seed gives the same study')
     add('--format', choices=('dicom', 'avi', 'mp4'), default='dicom', help='of the clips')
+    add('--seconds', type=float, default=2., metavar='T', help='length of a clip')
     add('--corpus', action='store_true', help='write arrays to train on instead of files')
     add('--workers', type=int, default=2, metavar='W', help='processes that render a corpus')
     add('--no-overlay', dest='overlay', action='store_false', help='a corpus without screen text and ECG')
 
 def _add_evaluate(command):
-    add = command('evaluate', measure_bundle, 'Measure a model on phantom studies that it was not trained on; writes metrics.json and the model card.')
+    add = command('evaluate', measure_bundle,
+        'Measure a model on phantom studies that it was not trained on; writes metrics.json and the model card.')
     add('model', metavar='NAME_OR_DIR', help='a name from `echo_lit models`, or a bundle folder')
     add('--studies', type=int, default=300, metavar='N', help='how many')
     add('--seed', type=int, metavar='S', help='of the first; leave it out for the held-out seeds')

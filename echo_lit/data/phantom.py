@@ -126,7 +126,7 @@ def phantom_reports(
         findings = depicted(random_heart(s), study_shots(s))
         yield s, findings, write_report(findings, s).text
 
-# %% ../../nbs/15c_data.phantom.ipynb #7ba0dd3c
+# %% ../../nbs/15c_data.phantom.ipynb #8fb7a088
 FORMATS = {'dicom': '.dcm', 'avi': '.avi', 'mp4': '.mp4'}
 
 def write_study(
@@ -158,7 +158,7 @@ def _write_clip(path, clip, seed, number, format):
     if format != 'dicom': return write_video(path, clip[:], clip.fps)
     uid = f'2.25.{10**12 + seed}'
     write_dicom(path, clip[:], clip.fps, cm_per_px=clip.cm_per_px, region=clip.regions[0], patient_id=f'PHANTOM{seed}',
-                study_uid=uid, series_uid=f'{uid}.1', instance_uid=f'{uid}.1.{number}', instance_number=number)
+                study_uid=uid, series_uid=f'{uid}.1', instance_uid=f'{uid}.1.{number}', instance_number=number, quality=85)
 
 # %% ../../nbs/15c_data.phantom.ipynb #71eb4e8e
 def write_phantom_studies(

@@ -320,7 +320,7 @@ def evaluate_bundle(
     _write(folder/'README.md', model_card(machine.bundle.config, metrics))
     return metrics
 
-# %% ../../nbs/53_evaluate.bundle.ipynb #2d1f9b17
+# %% ../../nbs/53_evaluate.bundle.ipynb #2694b0c9
 def _share(v: dict, digits: int=3) -> str: return f'{v["value"]:.{digits}f} ({v["low"]:.{digits}f} to {v["high"]:.{digits}f})'
 
 def results_table(
@@ -385,4 +385,6 @@ def commands(
 ) -> list[str]: # Shell lines
     "The commands behind a bundle and its numbers."
     name, studies = metrics['model']['name'], metrics['overlay_on']['studies']
-    return [f'echo_lit render CORPUS', f'echo_lit train {name} data=CORPUS out=OUT', f'echo_lit evaluate OUT/{name} --studies {studies} --seed {metrics["seed"]}']
+    sizes, tail = config.get('recipe', {}).get('corpus', {}), f'--studies {studies} --seed {metrics["seed"]}'
+    render = [f'echo_lit phantom CORPUS/{side} --corpus --studies {n} --seed {SEEDS[side]}' for side, n in sizes.items()]
+    return [*render, f'echo_lit train {name} data=CORPUS out=OUT', f'echo_lit evaluate OUT/{name} {tail}']

@@ -34,14 +34,15 @@ def public_label(
     "A name for a clip that tells nothing about the patient."
     return clip if re.fullmatch('[0-9a-f]{12}', clip) else f'file-{content_id(clip.encode())[:8]}'
 
-# %% ../../nbs/42_interpret.export.ipynb #d90c2f54
+# %% ../../nbs/42_interpret.export.ipynb #a8d2ef6b
 def _clean(x): return None if x is None or (isinstance(x, float) and not math.isfinite(x)) or x is pd.NA else x
 
 def _plain(v): return v.item() if isinstance(v, np.generic) else v
 
-def _records(table, columns): return [{c: _clean(_plain(v)) for c, v in zip(columns, row)} for row in table[columns].itertuples(index=False)]
+def _records(table, columns): return [{c: _clean(_plain(v)) for c, v in zip(columns, row)}
+    for row in table[columns].itertuples(index=False)]
 
-# %% ../../nbs/42_interpret.export.ipynb #0b6cb06a
+# %% ../../nbs/42_interpret.export.ipynb #6d4ef978
 def interpretation_record(
     r: Interpretation, # Any
 ) -> dict: # Plain values, as `SCHEMA` says
@@ -53,17 +54,19 @@ def interpretation_record(
     return dict(schema='echo_lit/interpretation/1', research_use_only=True, study=r.study, model=r.model, excluded=r.excluded,
         views=_records(r.views, 'clip kind view confidence abstained frames fps fps_source'.split()),
         findings=[{k: v for k, v in f.items() if k not in ('low', 'high')} for f in findings],
-        report=[{**row, 'sentences': said.get(row['section'], [])} for row in _records(r.sections, 'section assessed confidence reason'.split())],
+        report=[{**row, 'sentences': said.get(row['section'], [])}
+        for row in _records(r.sections, 'section assessed confidence reason'.split())],
         attention={s: {c: round(float(w), 4) for c, w in row.items()} for s, row in r.attention.iterrows()},
         failures=[dict(clip=public_label(f.clip), stage=f.stage, reason=plain_text(_PATH.sub('', f.reason))) for f in r.failures],
         set_aside=[dict(clip=public_label(a.clip), kind=a.kind, reason=plain_text(_PATH.sub('', a.reason))) for a in r.set_aside])
 
-# %% ../../nbs/42_interpret.export.ipynb #25d6dc2a
+# %% ../../nbs/42_interpret.export.ipynb #b44e0f9e
 def _object(**p): return dict(type='object', properties=p, required=list(p))
 def _list(item): return dict(type='array', items=item)
 
 _TEXT, _TRUTH, _NUMBER = dict(type='string'), dict(type='boolean'), dict(type='number')
-_CLIP = dict(type='string', pattern='^([0-9a-f]{12}|file-[0-9a-f]{8})$', description='hash of the content of the clip, or of the name of the file')
+_CLIP = dict(type='string', pattern='^([0-9a-f]{12}|file-[0-9a-f]{8})$',
+    description='hash of the content of the clip, or of the name of the file')
 _SHARE = dict(type=['number', 'null'], minimum=0, maximum=1)
 _VIEW = dict(type=['string', 'null'], description='coarse view; null: none named')
 _EVIDENCE = _object(clips=_list(_object(clip=_CLIP, view=_VIEW, weight=_SHARE)),
@@ -71,16 +74,19 @@ _EVIDENCE = _object(clips=_list(_object(clip=_CLIP, view=_VIEW, weight=_SHARE)),
 
 SCHEMA = {'$schema': 'https://json-schema.org/draft/2020-12/schema', '$id': 'echo_lit/interpretation/1', **_object(
     schema=dict(const='echo_lit/interpretation/1'), research_use_only=dict(const=True), study=_TEXT,
-    model=_object(name=_TEXT, version=_TEXT, licence=_TEXT, weights=dict(type='string', description='sha256 of the weights'), trained_on=_TEXT),
+    model=_object(name=_TEXT, version=_TEXT, licence=_TEXT, weights=dict(type='string', description='sha256 of the weights'),
+    trained_on=_TEXT),
     excluded=dict(type='string', description='whose reports the search left out'),
     views=_list(_object(clip=_CLIP, kind=_TEXT, view=_VIEW, confidence=_SHARE, abstained=_TRUTH, frames=dict(type='integer', minimum=1),
         fps=dict(type=['number', 'null'], description='frames per second'), fps_source=_TEXT)),
     findings=_list(_object(finding=dict(enum=list(FINDINGS)), section=dict(enum=list(SECTIONS)), name=_TEXT,
         kind=dict(enum=['present', 'graded', 'measured']), value=dict(type=['boolean', 'string', 'number']), unit=_TEXT,
-        interval=dict(type=['array', 'null'], items=_NUMBER, minItems=2, maxItems=2, description='5th and 95th percentile of the votes, in `unit`'),
+        interval=dict(type=['array', 'null'], items=_NUMBER, minItems=2, maxItems=2,
+        description='5th and 95th percentile of the votes, in `unit`'),
         confidence=_SHARE, method=_TEXT, written=dict(type='boolean', description='whether it is in the report'))),
     report=dict(type='array', minItems=15, maxItems=15, items=_object(section=dict(enum=list(SECTIONS)), assessed=_TRUTH, confidence=_SHARE,
-        reason=dict(type='string', description='why it is not assessed'), sentences=_list(_object(text=_TEXT, findings=_list(_TEXT), evidence=_EVIDENCE)))),
+        reason=dict(type='string', description='why it is not assessed'),
+        sentences=_list(_object(text=_TEXT, findings=_list(_TEXT), evidence=_EVIDENCE)))),
     attention=dict(type='object', description='section to clip to weight'),
     failures=_list(_object(clip=_CLIP, stage=_TEXT, reason=_TEXT)), set_aside=_list(_object(clip=_CLIP, kind=_TEXT, reason=_TEXT)))}
 
@@ -112,7 +118,7 @@ def json_report(
     "Writes an interpretation as JSON."
     return write_atomically(path, json.dumps(interpretation_record(r), indent=1, ensure_ascii=False, allow_nan=False) + '\n')
 
-# %% ../../nbs/42_interpret.export.ipynb #b637c105
+# %% ../../nbs/42_interpret.export.ipynb #95422251
 def film_style(
     films: dict, # Clip id to WebP
     seconds: float = 1.28, # Of one round
@@ -133,7 +139,8 @@ def film_tag(
     size: str = '', # '' or 'small'
 ) -> str: # HTML
     "The place of a film on the page."
-    return f'<div class="film {size} f-{public_label(clip)}" role="img" aria-label="Clip {safe(public_label(clip))}, {safe(view or "no view named")}"></div>'
+    return (f'<div class="film {size} f-{public_label(clip)}" role="img" '
+            f'aria-label="Clip {safe(public_label(clip))}, {safe(view or "no view named")}"></div>')
 
 # %% ../../nbs/42_interpret.export.ipynb #f9c3a03f
 def _table(heads, rows, label):
@@ -155,7 +162,7 @@ def finding_words(
     if f.kind == 'measured': return f'{f.number} {f.unit}'.strip()
     return f.value if f.kind == 'graded' else ('present' if f.value else 'absent')
 
-# %% ../../nbs/42_interpret.export.ipynb #fd1f3586
+# %% ../../nbs/42_interpret.export.ipynb #4641fca2
 def _finding_row(f):
     spread = f'{f.interval[0]:g} – {f.interval[1]:g}' if f.interval else ''
     return safe(f.name), f'<b>{safe(finding_words(f))}</b>', safe(spread), _bar(f.confidence), safe(f.method)
@@ -163,11 +170,13 @@ def _finding_row(f):
 def _sentence(s):
     proof = s.evidence[0] if s.evidence else dict(clips=[], neighbours=[])
     low = min((f.confidence for f in s.findings if f.confidence is not None), default=None)
-    clips = ''.join(f'<figure>{film_tag(c["clip"], c["view"], "small")}<figcaption>{safe(_view_name(c["view"]))}<br>{_percent(c["weight"])}</figcaption></figure>'
+    clips = ''.join(f'<figure>{film_tag(c["clip"], c["view"], "small")}'
+                    f'<figcaption>{safe(_view_name(c["view"]))}<br>{_percent(c["weight"])}</figcaption></figure>'
                     for c in proof['clips'])
     near = [(f'{n["similarity"]:.2f}', safe(n['report']), safe(n['text'])) for n in proof['neighbours']]
     mark = ' class="odd"' if any(f.abnormal for f in s.findings) else ''
-    table = _table(['Finding', 'Value', '90% of votes', 'Confidence', 'Method'], map(_finding_row, s.findings), 'Findings of this sentence') if s.findings else ''
+    table = _table(['Finding', 'Value', '90% of votes', 'Confidence', 'Method'], map(_finding_row, s.findings),
+        'Findings of this sentence') if s.findings else ''
     return (f'<details{mark}><summary>{safe(s.text)}<span class="sure">{_percent(low)}</span></summary><div class="proof">{table}'
             f'<h4>Clips this section looked at</h4><div class="row">{clips}</div>'
             f'<h4>Most similar reports</h4>{_table(["Similarity", "Report", "What it says here"], near, "Neighbours")}</div></details>')
@@ -185,32 +194,36 @@ def report_html(
         parts.append(f'<section class="{"said" if said else "silent"}"><h3>{safe(s)}</h3><div>{body}</div></section>')
     return ''.join(parts)
 
-# %% ../../nbs/42_interpret.export.ipynb #3b8d41e0
+# %% ../../nbs/42_interpret.export.ipynb #0f14b74f
 def _summary_html(r):
     odd = [f for f in r.report.findings if f.abnormal]
     numbers = [f for f in r.report.findings if f.code in ('ef', 'lv_edv', 'lvidd', 'la_volume', 'aortic_root_diameter')]
     tiles = ''.join(f'<li><span>{safe(f.name)}</span><b>{safe(finding_words(f))}</b></li>' for f in numbers)
-    lines = ''.join(f'<li>{safe(f.name)} <b>{safe(finding_words(f))}</b> <span class="sure">{_percent(f.confidence)}</span></li>' for f in odd)
-    nothing = '<p class="quiet">Nothing abnormal among what could be assessed.</p>' if r.report.sections else '<p class="quiet">Nothing could be assessed.</p>'
-    return f'<ul class="tiles">{tiles}</ul>' + (f'<ul class="odds">{lines}</ul>' if odd else nothing)
+    lines = ''.join(f'<li>{safe(f.name)} <b>{safe(finding_words(f))}</b> <span class="sure">{_percent(f.confidence)}</span></li>'
+        for f in odd)
+    nothing = 'Nothing abnormal among what could be assessed.' if r.report.sections else 'Nothing could be assessed.'
+    return f'<ul class="tiles">{tiles}</ul>' + (f'<ul class="odds">{lines}</ul>' if odd else f'<p class="quiet">{nothing}</p>')
 
 def _clips_html(r):
     def card(v):
         sure = f'{_bar(v["confidence"])}' + (' <em>below the threshold</em>' if v['abstained'] else '')
         rate = '' if v['fps'] is None or not math.isfinite(v['fps']) else f'{v["fps"]:.0f} fps'
-        return (f'<figure class="card" id="c-{public_label(v["clip"])}">{film_tag(v["clip"], v["view"])}<figcaption><b>{safe(_view_name(v["view"]))}</b>'
-                f'<br>{sure}<br><span class="quiet">{safe(v["kind"])} · {v["frames"]} frames · {rate}<br>{safe(public_label(v["clip"]))}</span></figcaption></figure>')
+        return (f'<figure class="card" id="c-{public_label(v["clip"])}">{film_tag(v["clip"], v["view"])}'
+                f'<figcaption><b>{safe(_view_name(v["view"]))}</b>'
+                f'<br>{sure}<br><span class="quiet">{safe(v["kind"])} · {v["frames"]} frames · {rate}'
+                f'<br>{safe(public_label(v["clip"]))}</span></figcaption></figure>')
     return f'<div class="grid">{"".join(card(v) for v in r.views.to_dict("records"))}</div>'
 
 def _measurements_html(r):
     found = [f for f in r.report.findings]
     others = r.findings[~r.findings.written]
-    left = _table(['Finding', 'Value', 'Confidence'], [(safe(f['name']), safe(finding_words(Finding(f['finding'], f['value']))), _bar(f['confidence']))
+    left = _table(['Finding', 'Value', 'Confidence'],
+        [(safe(f['name']), safe(finding_words(Finding(f['finding'], f['value']))), _bar(f['confidence']))
         for f in others.to_dict('records')], 'Findings left out')
     out = _table(['Finding', 'Value', '90% of votes', 'Confidence', 'Method'], map(_finding_row, found), 'Findings')
     return out + (f'<details><summary>Left out for lack of confidence: {len(others)}</summary>{left}</details>' if len(others) else '')
 
-# %% ../../nbs/42_interpret.export.ipynb #c52aef06
+# %% ../../nbs/42_interpret.export.ipynb #020cc434
 def attention_svg(
     weights: pd.DataFrame, # Section × clip
     views: dict, # Clip to view
@@ -219,42 +232,53 @@ def attention_svg(
     "Heat map of the attention of sections to clips."
     left, top = 270, 120
     w, h = left + cell*weights.shape[1] + 60, top + cell*len(weights) + 4
-    rows = ''.join(f'<text x="{left - 8}" y="{top + cell*i + cell*.68:.0f}" text-anchor="end">{safe(s)}</text>' for i, s in enumerate(weights.index))
-    heads = ''.join(f'<text transform="translate({left + cell*j + cell*.65:.0f},{top - 8}) rotate(-50)">{safe(_view_name(views.get(c)))}</text>'
+    rows = ''.join(f'<text x="{left - 8}" y="{top + cell*i + cell*.68:.0f}" text-anchor="end">{safe(s)}</text>'
+                   for i, s in enumerate(weights.index))
+    heads = ''.join(f'<text transform="translate({left + cell*j + cell*.65:.0f},{top - 8}) rotate(-50)">'
+                    f'{safe(_view_name(views.get(c)))}</text>'
                     for j, c in enumerate(weights.columns))
-    squares = ''.join(f'<rect class="heat" x="{left + cell*j}" y="{top + cell*i}" width="{cell - 2}" height="{cell - 2}" rx="3" fill-opacity="{.04 + .96*x:.3f}">'
+    squares = ''.join(f'<rect class="heat" x="{left + cell*j}" y="{top + cell*i}" width="{cell - 2}" height="{cell - 2}" rx="3" '
+                      f'fill-opacity="{.04 + .96*x:.3f}">'
                       f'<title>{safe(s)}, {safe(public_label(c))}: {100*x:.0f}%</title></rect>'
                       for i, (s, line) in enumerate(weights.iterrows()) for j, (c, x) in enumerate(line.items()))
-    return (f'<svg class="map" viewBox="0 0 {w} {h}" width="{w}" role="img" aria-label="Attention weight of each clip for each report section">'
+    return (f'<svg class="map" viewBox="0 0 {w} {h}" width="{w}" role="img" '
+            f'aria-label="Attention weight of each clip for each report section">'
             f'{rows}{heads}{squares}</svg>')
 
-# %% ../../nbs/42_interpret.export.ipynb #3cb00a49
+# %% ../../nbs/42_interpret.export.ipynb #af3612f3
 _STYLE = '''
-:root{color-scheme:light dark;--ink:#1d2530;--soft:#66717f;--line:#dfe4ea;--paper:#fff;--wash:#f5f7f9;--accent:#8c1c3f;--warn:#fff6e0;--warnline:#e5c97a}
-@media (prefers-color-scheme:dark){:root{--ink:#e4e8ee;--soft:#98a3b1;--line:#333b46;--paper:#14181d;--wash:#1c2229;--accent:#f08ba6;--warn:#2e2713;--warnline:#6b5a26}}
+:root{color-scheme:light dark;--ink:#1d2530;--soft:#66717f;--line:#dfe4ea;--paper:#fff;--wash:#f5f7f9;--accent:#8c1c3f;--warn:#fff6e0;
+  --warnline:#e5c97a}
+@media (prefers-color-scheme:dark){:root{--ink:#e4e8ee;--soft:#98a3b1;--line:#333b46;--paper:#14181d;--wash:#1c2229;--accent:#f08ba6;
+  --warn:#2e2713;--warnline:#6b5a26}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 main{max-width:1020px;margin:0 auto;padding:20px 24px 60px}
-h1{font-size:22px;font-weight:600;margin:18px 0 2px}h2{font-size:17px;font-weight:600;margin:34px 0 10px;padding-bottom:4px;border-bottom:1px solid var(--line)}
+h1{font-size:22px;font-weight:600;margin:18px 0 2px}h2{font-size:17px;font-weight:600;margin:34px 0 10px;padding-bottom:4px;
+  border-bottom:1px solid var(--line)}
 h3{font-size:13.5px;font-weight:600;margin:0;padding-top:5px}h4{font-size:12.5px;font-weight:600;color:var(--soft);margin:12px 0 4px}
 p{margin:4px 0}.quiet,.meta{color:var(--soft)}.meta{font-size:13px}code{font-size:.92em}
 .banner{background:var(--warn);border:1px solid var(--warnline);border-radius:6px;padding:8px 14px;font-size:14px}
 ul{list-style:none;margin:0;padding:0}
-.tiles{display:flex;flex-wrap:wrap;gap:10px;margin:14px 0}.tiles li{background:var(--wash);border-radius:8px;padding:8px 14px;min-width:130px;max-width:220px}
+.tiles{display:flex;flex-wrap:wrap;gap:10px;margin:14px 0}.tiles li{background:var(--wash);border-radius:8px;padding:8px 14px;
+  min-width:130px;max-width:220px}
 .tiles span{display:block;font-size:12px;line-height:1.3;color:var(--soft)}.tiles b{font-size:20px;font-weight:600}
 .odds{columns:2;column-gap:40px}.odds li{padding:3px 0 3px 12px;border-left:3px solid var(--accent);margin-bottom:5px;break-inside:avoid}
 .sure{font-size:12px;color:var(--soft);margin-left:8px;white-space:nowrap}
 section{display:grid;grid-template-columns:200px 1fr;gap:16px;padding:6px 0;border-bottom:1px solid var(--line)}
 section.silent h3{font-weight:400;color:var(--soft)}section.silent p{padding-top:4px;font-size:13.5px}section.silent span{opacity:.8}
 details{border-radius:6px}summary{cursor:pointer;padding:3px 8px;border-radius:6px;list-style-position:outside;margin-left:14px}
-summary:hover{background:var(--wash)}summary:focus-visible{outline:2px solid var(--accent)}.odd>summary{font-weight:600}.odd>summary .sure{font-weight:400}
+summary:hover{background:var(--wash)}summary:focus-visible{outline:2px solid var(--accent)}.odd>summary{font-weight:600}
+.odd>summary .sure{font-weight:400}
 .proof{background:var(--wash);border-radius:6px;padding:8px 14px 12px;margin:4px 0 10px 14px;font-size:13.5px}
 .row{display:flex;flex-wrap:wrap;gap:10px}figure{margin:0}figcaption{font-size:12px;line-height:1.35}
-.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:16px}.card figcaption{padding-top:6px;font-size:13px}.card .quiet{font-size:11.5px}
+.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:16px}.card figcaption{padding-top:6px;font-size:13px}
+.card .quiet{font-size:11.5px}
 .film{width:100%;aspect-ratio:1;background:#000 0 0 no-repeat;border-radius:6px;print-color-adjust:exact;-webkit-print-color-adjust:exact}
 .film.small{width:84px}.film:hover{animation-play-state:paused}
 @keyframes film{from{background-position:0 0}to{background-position:0 100%}}
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:13.5px}th{text-align:left;font-weight:500;color:var(--soft);font-size:12px}
+.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:13.5px}
+th{text-align:left;font-weight:500;color:var(--soft);font-size:12px}
 th,td{padding:4px 12px 4px 0;border-bottom:1px solid var(--line);vertical-align:top}
 .bar{width:60px;height:6px;vertical-align:middle}.rail{fill:var(--line)}.fill{fill:var(--accent)}
 .map{max-width:100%;height:auto;font-size:12px}.map text{fill:var(--ink)}.heat{fill:var(--accent)}
@@ -264,7 +288,7 @@ footer{margin-top:40px;font-size:12px;color:var(--soft);overflow-wrap:anywhere}
 @media print{main{max-width:none;padding:0}.film{animation:none!important}section,.card,tr{break-inside:avoid}h2{break-after:avoid}}
 '''
 
-# %% ../../nbs/42_interpret.export.ipynb #c883283b
+# %% ../../nbs/42_interpret.export.ipynb #ec5f22fc
 def html_page(
     r: Interpretation, # Any
 ) -> str: # A whole HTML document
@@ -274,8 +298,10 @@ def html_page(
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
     m, views = r.model, dict(zip(r.views['clip'], r.views['view']))
     trained = f' Trained on {safe(m["trained_on"])}.' if m.get('trained_on') else ''
-    lost = _table(['Clip', 'Stage', 'Reason'], [(safe(public_label(f.clip)), safe(f.stage), safe(f.reason)) for f in r.failures], 'Failures') if r.failures else ''
-    aside = _table(['Object', 'Kind', 'Reason'], [(safe(public_label(a.clip)), safe(a.kind), safe(a.reason)) for a in r.set_aside], 'Set aside') if r.set_aside else ''
+    lost = _table(['Clip', 'Stage', 'Reason'], [(safe(public_label(f.clip)), safe(f.stage), safe(f.reason)) for f in r.failures],
+        'Failures') if r.failures else ''
+    aside = _table(['Object', 'Kind', 'Reason'], [(safe(public_label(a.clip)), safe(a.kind), safe(a.reason)) for a in r.set_aside],
+        'Set aside') if r.set_aside else ''
     parts = [('Report', report_html(r)), ('Clips', _clips_html(r)), ('Findings', _measurements_html(r)),
              ('Where each section looked', attention_svg(r.attention, views)), ('Clips that failed', lost), ('Set aside', aside)]
     body = ''.join(f'<h2>{t}</h2>{x}' for t, x in parts if x)
@@ -285,7 +311,8 @@ def html_page(
             f'<p class="banner" role="note"><b>Research use only.</b> Not for diagnosis or treatment.{trained}</p>'
             f'<h1>Echo study <code>{safe(r.study)}</code></h1><p class="meta">{safe(m["name"])} {safe(m["version"])} · '
             f'{len(r.views)} clips read · {len(r.failures)} failed · {len(r.set_aside)} set aside</p>{_summary_html(r)}{body}'
-            f'<footer>Model {safe(m["name"])} {safe(m["version"])}, licence {safe(m["licence"])}, weights sha256 {safe(m["weights"] or "unknown")}. '
+            f'<footer>Model {safe(m["name"])} {safe(m["version"])}, licence {safe(m["licence"])}, '
+            f'weights sha256 {safe(m["weights"] or "unknown")}. '
             f'The search left out {safe(r.excluded)}. Confidence is agreement among similar reports, not a probability of disease. '
             f'Sections without a view that shows them are not assessed.</footer></main></body></html>\n')
 

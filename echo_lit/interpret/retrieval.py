@@ -120,7 +120,7 @@ class ReportIndex:
             self._patients = column.dictionary_encode()
         return self._patients
 
-# %% ../../nbs/40_interpret.retrieval.ipynb #37e5afe1
+# %% ../../nbs/40_interpret.retrieval.ipynb #3562019e
 @patch
 def search(self: ReportIndex,
     queries: np.ndarray, # `[Q,D]`, of any length but zero
@@ -132,7 +132,8 @@ def search(self: ReportIndex,
     if queries.shape[1] != self.dim:
         raise RetrievalError(f'the query has {queries.shape[1]} numbers and the bank {self.dim}: use the model the bank was made with')
     norms = np.linalg.norm(queries, axis=1, keepdims=True)
-    if not (np.isfinite(norms) & (norms > 0)).all(): raise RetrievalError('a query is zero or not finite: there was no clip to make it from')
+    if not (np.isfinite(norms) & (norms > 0)).all():
+        raise RetrievalError('a query is zero or not finite: there was no clip to make it from')
     keep = None if exclude_patient is None else self.others(exclude_patient)
     return nearest_rows(self.embeddings, queries/norms, min(k, len(self) if keep is None else int(keep.sum())), keep, self.chunk)
 

@@ -70,7 +70,7 @@ def vote(
     interval = tuple(round(float(weighted_quantile(values, weights, q)), kind.digits) for q in (.05, .95))
     return Finding(code, value, 'retrieval', interval, round(agreement(kind, values, weights, value), 4))
 
-# %% ../../nbs/40a_interpret.votes.ipynb #76fe3045
+# %% ../../nbs/40a_interpret.votes.ipynb #9e275a71
 def consistent(
     found: dict[str, Finding], # Code to finding
 ) -> dict[str, Finding]: # The same codes
@@ -85,11 +85,11 @@ def consistent(
         if code in out and source in out: out[code] = replace(out[code], value=grade(code, out[source].value), method=f'from {source}')
     regional = [f for c, f in out.items() if c.startswith('hypokinesis_') and f.value]
     if regional and 'wall_motion_abnormality' in out and not out['wall_motion_abnormality'].value:
-        sure = max((f.confidence or 0 for f in regional))
+        sure = max(f.confidence or 0 for f in regional)
         out['wall_motion_abnormality'] = replace(out['wall_motion_abnormality'], value=True, confidence=sure, method='from a region')
     return out
 
-# %% ../../nbs/40a_interpret.votes.ipynb #0a0681f3
+# %% ../../nbs/40a_interpret.votes.ipynb #743514fc
 @dataclass(frozen=True)
 class Settings:
     "How a model's neighbours become a report."
@@ -108,7 +108,8 @@ class Settings:
         bundle: Bundle, # Its configuration may hold `interpret`
     ) -> Settings:
         given = dict(bundle.config.get('interpret', {}))
-        if unknown := set(given) - {f.name for f in fields(cls)}: raise EchoError(f'{bundle.name}: unknown settings: {", ".join(sorted(unknown))}')
+        if unknown := set(given) - {f.name for f in fields(cls)}:
+            raise EchoError(f'{bundle.name}: unknown settings: {", ".join(sorted(unknown))}')
         return cls(**{**given, 'gate': {**cls().gate, **given.get('gate', {})}})
 
 # %% ../../nbs/40a_interpret.votes.ipynb #2825286a
@@ -154,7 +155,7 @@ def passes(
     if sources and all(s in found for s in sources): return all(passes(found[s], found, gate) for s in sources)
     return (finding.confidence or 0) >= gate[finding.kind]
 
-# %% ../../nbs/40a_interpret.votes.ipynb #62bcd453
+# %% ../../nbs/40a_interpret.votes.ipynb #a4c45bd0
 def findings_table(
     found: dict[str, Finding], # Code to finding
     written: set, # Codes in the report
@@ -162,6 +163,7 @@ def findings_table(
 ) -> pd.DataFrame: # A row a finding
     "Findings with their section, unit, interval and confidence."
     columns = 'section finding name kind value unit low high confidence method written'.split()
-    rows = [(f.section, f.code, f.name, f.kind, f.value, f.unit, *(f.interval or (np.nan, np.nan)), f.confidence, f.method, f.code in written)
+    rows = [(f.section, f.code, f.name, f.kind, f.value, f.unit, *(f.interval or (np.nan, np.nan)), f.confidence, f.method,
+        f.code in written)
             for f in found.values()]
     return pd.DataFrame(rows, columns=columns).astype({'value': object, 'written': bool})

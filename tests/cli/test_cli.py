@@ -116,5 +116,6 @@ def phantom_small(phantom, seed):
     return phantom.PhantomStudy(Study(clip.id, clip.id, [clip]), heart, ['a4c'], found, phantom.write_report(found, seed))
 
 def test_the_installed_command(tmp_path):
-    done = subprocess.run([sys.executable, '-c', 'from echo_lit.cli import main; main()', 'interpret', str(tmp_path)], capture_output=True, text=True, cwd=tmp_path)
+    words = [sys.executable, '-c', 'from echo_lit.cli import main; main()', 'interpret', str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.count('\n') == 1

@@ -88,7 +88,8 @@ def test_one_clip_in_memory_at_a_time(machine, study):
 def test_vote_is_within_what_was_said():
     rng = np.random.default_rng(0)
     for code, t in FINDINGS.items():
-        values = [rng.choice(t.grades) if t.kind == 'graded' else bool(rng.integers(2)) if t.kind == 'present' else float(rng.uniform(t.low, t.high)) for _ in range(9)]
+        draw = dict(graded=lambda t=t: rng.choice(t.grades), present=lambda t=t: bool(rng.integers(2)), measured=lambda t=t: float(rng.uniform(t.low, t.high)))
+        values = [draw[t.kind]() for _ in range(9)]
         f = vote(code, values, rng.uniform(size=9))
         assert 0 <= f.confidence <= 1
         if t.kind == 'measured': assert min(values) - 1 <= f.value <= max(values) + 1 and f.interval[0] <= f.interval[1]
