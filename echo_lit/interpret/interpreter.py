@@ -109,20 +109,22 @@ class Interpretation:
 
     def _repr_html_(self): return _summary(self)
 
-# %% ../../nbs/41_interpret.interpreter.ipynb #80289fac
+# %% ../../nbs/41_interpret.interpreter.ipynb #83e9f34a
 def _summary(
     r: Interpretation, # Any
 ) -> str: # HTML, everything escaped
     "Report and views for a notebook."
     def cell(x): return html.escape(plain_text(x))
     silent = ', '.join(r.sections.section[~r.sections.assessed])
-    views = ''.join(f'<tr><td><code>{cell(v["clip"])}</code></td><td>{cell(v["view"] or "no view named")}</td><td>{v.confidence:.0%}</td></tr>'
+    views = ''.join(f'<tr><td><code>{cell(v["clip"])}</code></td><td>{cell(v["view"] or "no view named")}</td>'
+                    f'<td>{v.confidence:.0%}</td></tr>'
                     for _, v in r.views.iterrows())
     lost = f'<p>{len(r.failures)} clips failed, {len(r.set_aside)} set aside.</p>' if r.failures or r.set_aside else ''
-    return (f'<p><b>Study {cell(r.study)}</b> · {cell(r.model["name"])} {cell(r.model["version"])} · research use only</p>{r.report._repr_html_()}'
+    return (f'<p><b>Study {cell(r.study)}</b> · {cell(r.model["name"])} {cell(r.model["version"])} · research use only</p>'
+            f'{r.report._repr_html_()}'
             f'<p>Not assessed: {cell(silent)}</p>{lost}<table><tr><th>clip</th><th>view</th><th>confidence</th></tr>{views}</table>')
 
-# %% ../../nbs/41_interpret.interpreter.ipynb #2edf775a
+# %% ../../nbs/41_interpret.interpreter.ipynb #22174a88
 class Interpreter:
     "A model with its report bank, ready to read studies."
     def __init__(self,
@@ -141,7 +143,8 @@ class Interpreter:
         device: str = 'cpu', # Where the model runs
     ) -> Interpreter:
         try: bundle = load_model(name, path, device)
-        except (RuntimeError, AssertionError) as e: raise EchoError(f'{plain_text(name)} cannot run on {plain_text(device)}: {plain_text(e)}') from e
+        except (RuntimeError, AssertionError) as e:
+            raise EchoError(f'{plain_text(name)} cannot run on {plain_text(device)}: {plain_text(e)}') from e
         if bundle.folder is None or not (bundle.folder/'bank').is_dir(): raise EchoError(f'{bundle.name} has no report bank to write from')
         return cls(bundle, ReportIndex.load(bundle.folder/'bank'))
 
@@ -152,7 +155,7 @@ class Interpreter:
         return dict(name=self.bundle.name, version=str(config.get('version', __version__)), licence=config.get('licence', 'unknown'),
                     weights=digest, trained_on=config.get('trained_on', ''), reports=len(self.index))
 
-# %% ../../nbs/41_interpret.interpreter.ipynb #7d5ceb09
+# %% ../../nbs/41_interpret.interpreter.ipynb #9849238b
 @patch
 def read_clips(self: Interpreter,
     study: Study, # Clips of one examination
@@ -162,14 +165,15 @@ def read_clips(self: Interpreter,
     readings, failures, aside = [], list(study.failures), list(study.set_aside)
     for clip in progress(study.clips):
         if clip.kind not in self.settings.kinds or len(clip) < 2:
-            aside.append(SetAside(clip.id, clip.kind, f'{self.bundle.name} reads moving pictures of the kinds {", ".join(self.settings.kinds)}'))
+            aside.append(SetAside(clip.id, clip.kind,
+                f'{self.bundle.name} reads moving pictures of the kinds {", ".join(self.settings.kinds)}'))
             continue
         try: readings.append(read_clip(self.bundle, clip, self.settings.windows))
         except Exception as e: failures.append(Failure(clip.id, 'decode', plain_text(f'{type(e).__name__}: {e}')))
     if not readings: raise EchoError(f'study {study.id}: no usable clip ({len(failures)} failed, {len(aside)} set aside)')
     return readings, failures, aside
 
-# %% ../../nbs/41_interpret.interpreter.ipynb #76f51eb0
+# %% ../../nbs/41_interpret.interpreter.ipynb #f15622c3
 @patch
 @torch.inference_mode()
 def votes(self: Interpreter,
@@ -187,11 +191,12 @@ def votes(self: Interpreter,
     if not can: return out, weights, {}
     scores, rows = self.index.search(queries[0, can].cpu().numpy(), self.settings.pool, patient)
     unique = np.unique(rows)
-    stated = {r: {k: v for k, v in json.loads(t).items() if k in FINDINGS} for r, t in zip(unique, self.index.reports(unique, ['findings']).findings)}
+    stated = {r: {k: v for k, v in json.loads(t).items() if k in FINDINGS} for r,
+        t in zip(unique, self.index.reports(unique, ['findings']).findings)}
     for i, s, r in zip(can, scores, rows): out[SECTIONS[i]] = section_votes(SECTIONS[i], seen, r, s, stated, self.settings)
     return out, weights, stated
 
-# %% ../../nbs/41_interpret.interpreter.ipynb #596ae43e
+# %% ../../nbs/41_interpret.interpreter.ipynb #6c10b844
 @patch
 def section_evidence(self: Interpreter,
     votes: Votes, # Of one section
@@ -201,10 +206,12 @@ def section_evidence(self: Interpreter,
 ) -> dict: # clips and neighbours, lists of plain dicts
     "What a section's sentences rest on."
     view = {r.clip.id: r.view for r in readings}
-    clips = [dict(clip=c, view=view[c], weight=round(float(w), 4)) for c, w in weights.sort_values(ascending=False, kind='stable').head(n).items() if w >= .01]
+    clips = [dict(clip=c, view=view[c], weight=round(float(w), 4)) for c,
+        w in weights.sort_values(ascending=False, kind='stable').head(n).items() if w >= .01]
     near = self.index.reports(votes.rows[:n], ['report_id', 'text']) if len(votes.rows) else pd.DataFrame(columns=['report_id', 'text'])
     said = [dict(report_sections(t)).get(votes.section, '') for t in near.text]
-    return dict(clips=clips, neighbours=[dict(report=str(i), similarity=round(float(s), 4), text=t) for i, s, t in zip(near.report_id, votes.similarity, said)])
+    return dict(clips=clips, neighbours=[dict(report=str(i), similarity=round(float(s), 4), text=t) for i, s,
+        t in zip(near.report_id, votes.similarity, said)])
 
 # %% ../../nbs/41_interpret.interpreter.ipynb #c117253f
 def nearest_section(
@@ -235,7 +242,7 @@ def compose_report(
     found = {f.code: replace(f, method='nearest report', confidence=None) for f in report.findings}
     return report, found, set(found)
 
-# %% ../../nbs/41_interpret.interpreter.ipynb #7575def1
+# %% ../../nbs/41_interpret.interpreter.ipynb #beeb8f82
 @patch
 def interpret(self: Interpreter,
     study: Study, # From `open_study`
@@ -251,13 +258,16 @@ def interpret(self: Interpreter,
     excluded = 'reports of the same patient' if study.patient else 'reports of the same study; the patient is unknown'
     evidence = [dict(sentence=x.text, section=s, findings=[f.code for f in x.findings], **proofs[s], excluded=excluded)
                 for s, said in report.sections.items() for x in said]
-    return Interpretation(study.id, report, _views_table(readings), findings_table(found, written), _sections_table(votes, found, written, report),
-        pd.DataFrame(evidence, columns='sentence section findings clips neighbours excluded'.split()), weights, failures, aside, self.model(), excluded,
+    return Interpretation(study.id, report, _views_table(readings), findings_table(found, written),
+        _sections_table(votes, found, written, report),
+        pd.DataFrame(evidence, columns='sentence section findings clips neighbours excluded'.split()), weights, failures, aside,
+        self.model(), excluded,
         {r.clip.id: r.film for r in readings})
 
 def _views_table(readings):
     rows = [(r.clip.id, r.clip.kind, r.view, round(r.confidence, 4), r.view is None, len(r.clip), *used_fps(r.clip)) for r in readings]
-    return pd.DataFrame(rows, columns='clip kind view confidence abstained frames fps fps_source'.split()).astype({'view': object}).replace({np.nan: None})
+    return pd.DataFrame(rows, columns='clip kind view confidence abstained frames fps fps_source'.split()
+        ).astype({'view': object}).replace({np.nan: None})
 
 def _sections_table(votes, found, written, report):
     def row(s):
