@@ -13,8 +13,8 @@ from .heart import AXIS, Anatomy, Heart, beat_phase, contraction, direction, lv_
 from .slices import Plane, Probe, arch_slice, cava_slice, heart_slice, soft
 
 # %% auto #0
-__all__ = ['PITCH', 'TINTS', 'INKS', 'NAMES', 'texture', 'blurred', 'Machine', 'envelope', 'jets', 'velocity', 'colour_map',
-           'screen_text', 'ecg', 'Scanner', 'scene', 'render', 'truth', 'area_length_volume']
+__all__ = ['PITCH', 'TINTS', 'TRACES', 'INKS', 'NAMES', 'texture', 'blurred', 'Machine', 'envelope', 'jets', 'velocity',
+           'colour_map', 'screen_text', 'ecg', 'Scanner', 'scene', 'render', 'truth', 'area_length_volume']
 
 # %% ../../nbs/15b_data.scanner.ipynb #91382323
 PITCH = .07 # cm between texture samples
@@ -153,8 +153,9 @@ def colour_map(
     rgb = np.stack([pos*strong, np.where(pos, 235, 220)*high, np.where(pos, 20*high, strong)], -1)
     return rgb, np.clip((np.abs(v)/nyquist - .10)/.06, 0, 1)
 
-# %% ../../nbs/15b_data.scanner.ipynb #bc2fe904
+# %% ../../nbs/15b_data.scanner.ipynb #8c2f6603
 TINTS = ((1, 1, 1), (.94, 1, 1.06), (1.06, 1, .90), (1, 1, .97))
+TRACES = ((60, 220, 60), (60, 220, 60), (220, 220, 60), (80, 200, 220))
 INKS = ((210, 210, 210), (230, 200, 120), (150, 200, 230), (200, 220, 200))
 NAMES = ('DOE^JANE', 'ROE^RICHARD', 'MILES^ANNE', 'HART^PAT')
 
@@ -249,7 +250,7 @@ def scene(
     move = lambda e: c.out*(ux*np.float32(e[0]) + uy*np.float32(e[1])) + c.down*np.float32(e[2])
     return a, c.canvas, c.masks, (x + move(plane.across), z + move(plane.down)), p
 
-# %% ../../nbs/15b_data.scanner.ipynb #0fbd867a
+# %% ../../nbs/15b_data.scanner.ipynb #c0fdfd9e
 def render(
     s: Scanner,
     frame: int, # Frame number
@@ -277,7 +278,8 @@ def _annotated(s, rgb, seconds):
     t, now = (x - x[0])/len(x)*2.5, seconds - s.probe.start
     shown = s.probe.start + now - now % 2.5 + np.where(t <= now % 2.5, t, t - 2.5)
     y = .985*H - .05*H*ecg(beat_phase(s.heart, np.maximum(shown, 0)))
-    trace = cv2.polylines(np.zeros_like(rgb), [np.stack([x, y], 1).astype(np.int32)], False, ((60, 220, 60), (60, 220, 60), (220, 220, 60), (80, 200, 220))[s.probe.style], 1, cv2.LINE_AA)
+    points = np.stack([x, y], 1).astype(np.int32)
+    trace = cv2.polylines(np.zeros_like(rgb), [points], False, TRACES[s.probe.style], 1, cv2.LINE_AA)
     return np.maximum(rgb, trace*~s.sector[..., None])
 
 # %% ../../nbs/15b_data.scanner.ipynb #75b697ec

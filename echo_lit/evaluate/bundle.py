@@ -158,7 +158,7 @@ def retrieval_metrics(
     return dict(k=k, gallery=len(records), distinct=len(set(reports)), chance=round(ways['study_to_report'].chance, 4), shuffled=round(shuffled.value, 4),
                 **{w: _interval(np.mean, r.hits, patients=patients, n=n) for w, r in ways.items()})
 
-# %% ../../nbs/53_evaluate.bundle.ipynb #a9c6c4e7
+# %% ../../nbs/53_evaluate.bundle.ipynb #d4749380
 def finding_metrics(
     records: list[Record], # Studies
     positives: int = 20, # Least number of abnormal studies
@@ -169,7 +169,7 @@ def finding_metrics(
     for kind, name, metric in (('present', 'f1', f1), ('graded', 'kappa', quadratic_kappa)):
         codes, *arrays = finding_arrays(records, kind, positives)
         each = by_finding(metric, *arrays)
-        mean = _interval(lambda *a: np.nanmean(by_finding(metric, *a)), *arrays, patients=patients, n=n) if codes else None
+        mean = _interval(lambda *a, m=metric: np.nanmean(by_finding(m, *a)), *arrays, patients=patients, n=n) if codes else None
         out[name] = dict(mean=mean, each={c: round(float(v), 4) for c, v in zip(codes, each)}, abnormal=dict(zip(codes, (arrays[1] > 0).sum(0).tolist())))
     asked = [(c in r.found, c in r.written) for r in records for c in r.truth]
     return dict(out, answered=round(float(np.mean([a for a, _ in asked])), 4), written=round(float(np.mean([w for _, w in asked])), 4))
@@ -320,7 +320,7 @@ def evaluate_bundle(
     _write(folder/'README.md', model_card(machine.bundle.config, metrics))
     return metrics
 
-# %% ../../nbs/53_evaluate.bundle.ipynb #2694b0c9
+# %% ../../nbs/53_evaluate.bundle.ipynb #c4ee5d6c
 def _share(v: dict, digits: int=3) -> str: return f'{v["value"]:.{digits}f} ({v["low"]:.{digits}f} to {v["high"]:.{digits}f})'
 
 def results_table(
@@ -352,7 +352,8 @@ def model_card(
     r, v, e, trained = on['retrieval'], on['views'], on['ef'], config.get('trained_on', '')
     return f"""# {model['name']}
 
-Trained by echo_lit on its own synthetic hearts (phantoms), from seeds, with no patient's data. **Research use only: not for diagnosis, not validated on patients.**
+Trained by echo_lit on its own synthetic hearts (phantoms), from seeds, with no patient's data.
+**Research use only: not for diagnosis, not validated on patients.**
 
 ## What it is
 A view classifier, a video tower, a text tower, anatomical attention and a bank of {model['reports']} phantom reports. It names the view of each clip, retrieves
@@ -361,10 +362,12 @@ reports section by section and writes a report from their votes. Weights {model[
 ## How good it is, on phantoms
 {results_table(metrics)}
 
-{on['studies']} phantom studies, seeds {metrics['seed']} and up, used by no other step; intervals from resampled studies. Severity is distributed as `random_heart` draws it.
-Views: an abstention is wrong; {v['coverage']:.1%} of {v['clips']} clips were named, {v['failures']} failed. Ejection fraction in points; a constant {e['constant']:.0f}% has an
-error of {_share(e['mae_constant'], 1)}; correlation {e['correlation']:.2f}. Retrieval is recall@{r['k']} in a gallery of {r['gallery']} studies with {r['distinct']} distinct
-reports; chance {r['chance']:.3f}, shuffled control {r['shuffled']:.3f}. {on['answered']:.1%} of the depicted findings were answered, {on['written']:.1%} were sure enough to be written.
+{on['studies']} phantom studies, seeds {metrics['seed']} and up, used by no other step; intervals from resampled studies.
+Severity is distributed as `random_heart` draws it.
+Views: an abstention is wrong; {v['coverage']:.1%} of {v['clips']} clips were named, {v['failures']} failed.
+Ejection fraction in points; a constant {e['constant']:.0f}% has an error of {_share(e['mae_constant'], 1)}; correlation {e['correlation']:.2f}.
+Retrieval is recall@{r['k']} in a gallery of {r['gallery']} studies with {r['distinct']} distinct reports; chance {r['chance']:.3f}, shuffled control {r['shuffled']:.3f}.
+{on['answered']:.1%} of the depicted findings were answered, {on['written']:.1%} were sure enough to be written.
 
 {findings_rows(on)}
 
@@ -374,8 +377,9 @@ reports; chance {r['chance']:.3f}, shuffled control {r['shuffled']:.3f}. {on['an
 {trained}
 
 ## Intended use and limits
-Made so that the library's examples, tests and tutorials run offline, and as a start for training on real data. A synthetic heart is simpler than any patient's: no
-congenital disease, no prostheses, few artefacts, one disease process per structure. On real clips it may name a wrong view and state a wrong number with high confidence.
+Made so that the library's examples, tests and tutorials run offline, and as a start for training on real data.
+A synthetic heart is simpler than any patient's: no congenital disease, no prostheses, few artefacts, one disease process per structure.
+On real clips it may name a wrong view and state a wrong number with high confidence.
 Cuts and gates were fixed on phantom validation studies and mean nothing elsewhere. Do not use it for care.
 """
 

@@ -37,7 +37,7 @@ from ..vocabulary import findings_json
 __all__ = ['RecipeError', 'load_recipe', 'report_table', 'table_values', 'fit', 'text_stage', 'text_tower', 'view_stage',
            'video_stage', 'embed_stage', 'attention_stage', 'corpus_key', 'train']
 
-# %% ../../nbs/34a_training.recipe.ipynb #e0b994ed
+# %% ../../nbs/34a_training.recipe.ipynb #5c5408b9
 class RecipeError(EchoError):
     "A recipe that cannot be followed."
 
@@ -56,7 +56,8 @@ def _override(recipe: dict, key: str, value: object):
     "Replaces one setting, which must exist, by a value of its kind."
     *parents, last = key.split('.')
     for p in parents: recipe = recipe.get(p, {}) if isinstance(recipe, dict) else {}
-    if last not in recipe or isinstance(recipe[last], dict): raise RecipeError(f'the recipe has no setting {key!r}; here it has: {", ".join(recipe) or "nothing"}')
+    if last not in recipe or isinstance(recipe[last], dict):
+        raise RecipeError(f'the recipe has no setting {key!r}; here it has: {", ".join(recipe) or "nothing"}')
     kind = type(recipe[last])
     try: recipe[last] = kind(float(value)) if kind is int else kind(value)
     except (TypeError, ValueError): raise RecipeError(f'{key} must be {kind.__name__}, got {value!r}') from None

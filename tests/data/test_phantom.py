@@ -51,7 +51,7 @@ def test_screen_text_stays_outside_the_sector():
 
 def test_valves_stand_where_the_colour_box_is():
     heart = random_heart(5)
-    for code, shot in SHOTS.items():
+    for shot in SHOTS.values():
         if not shot.valves: continue
         s = Scanner(heart, replace(random_probe(shot, heart, 5), dx=0, dz=0, turn=0, twist=0, tilt=0))
         a = Anatomy(heart, .2)
