@@ -320,7 +320,7 @@ def evaluate_bundle(
     _write(folder/'README.md', model_card(machine.bundle.config, metrics))
     return metrics
 
-# %% ../../nbs/53_evaluate.bundle.ipynb #c4ee5d6c
+# %% ../../nbs/53_evaluate.bundle.ipynb #0313603c
 def _share(v: dict, digits: int=3) -> str: return f'{v["value"]:.{digits}f} ({v["low"]:.{digits}f} to {v["high"]:.{digits}f})'
 
 def results_table(
@@ -371,7 +371,9 @@ Retrieval is recall@{r['k']} in a gallery of {r['gallery']} studies with {r['dis
 
 {findings_rows(on)}
 
-## How to get the same
+## How it was made and measured
+The settings of this very run are in `config.json`; the recipe of the library may have moved on since.
+
 {chr(10).join(f"    {line}" for line in commands(config, metrics))}
 
 {trained}
