@@ -12,7 +12,7 @@ import numpy as np
 from ..core import Region
 
 # %% auto #0
-__all__ = ['change_share', 'largest_hull', 'Sector', 'find_sector', 'sector_mask', 'sector_box']
+__all__ = ['change_share', 'largest_hull', 'Sector', 'find_sector', 'sector_mask', 'times_lit', 'published_mask', 'sector_box']
 
 # %% ../../nbs/12_data.sector.ipynb #913dc1da
 def change_share(
@@ -99,13 +99,52 @@ def _check_frames(frames):
     if frames.dtype != np.uint8: raise TypeError(f'frames must be uint8, got {frames.dtype}')
     if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size: raise ValueError(f'frames must be [T,H,W,3], got {frames.shape}')
 
-# %% ../../nbs/12_data.sector.ipynb #49868e54
+# %% ../../nbs/12_data.sector.ipynb #66fcaa2e
 def sector_mask(
-    frames: np.ndarray, # uint8 RGB `[T,H,W,3]`, any T >= 1
+    frames: np.ndarray, # uint8 RGB `[T,H,W,3]`, any T >= 1; for 'upstream' Y, Cb, Cr as stored
     region: Region|None = None, # Where the file says the picture is
-) -> np.ndarray: # bool `[H,W]`, True inside the fan, never empty
+    preset: str = 'default', # 'upstream': EchoPrime's mask bit for bit, see below
+) -> np.ndarray: # bool `[H,W]`, True inside the fan, never empty but for 'upstream'
     "The imaging sector of a clip."
+    if preset == 'upstream': return published_mask(frames)
+    if preset != 'default': raise ValueError(f"preset={preset!r} is not 'default' or 'upstream'")
     return find_sector(frames, region).mask
+
+# %% ../../nbs/12_data.sector.ipynb #9c0a4a1c
+_NINE = np.ones((3, 3), np.uint8)
+
+def _stored_grey(f): return cv2.cvtColor(cv2.cvtColor(f, cv2.COLOR_YUV2RGB), cv2.COLOR_RGB2GRAY)
+
+def times_lit(
+    frames: np.ndarray, # uint8 `[T,H,W,3]`, Y, Cb, Cr as stored
+) -> np.ndarray: # uint8 `[H,W]`, wraps from 255 to 0
+    "In how many frames each pixel is not black, the first counted twice."
+    def lit(f):
+        black, near = cv2.inRange(f, (0, 128, 128), (0, 128, 128)), cv2.inRange(f, (0, 126, 126), (0, 130, 130))
+        if cv2.countNonZero(black) < cv2.countNonZero(near): return _stored_grey(f) > 0
+        return black == 0
+    n = lit(frames[0]).astype(np.uint8)
+    for f in frames: n += lit(f)
+    return n
+
+# %% ../../nbs/12_data.sector.ipynb #ac0cee58
+def published_mask(
+    frames: np.ndarray, # uint8 `[T,H,W,3]`, Y, Cb, Cr as stored
+) -> np.ndarray: # bool `[H,W]`, empty where the first frame equals the last
+    "EchoPrime's mask of the ultrasound, bit for bit."
+    _check_frames(frames)
+    lit = cv2.erode(times_lit(frames), _NINE, iterations=10) > 0
+    moved = _stored_grey(frames[0]) != _stored_grey(frames[-1])
+    moved[:20, :20] = False
+    x = _unreached(cv2.dilate((moved & lit).astype(np.uint8), _NINE, iterations=10))
+    outlines, _ = cv2.findContours(x, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)
+    cv2.drawContours(x, [cv2.convexHull(o) for o in outlines], -1, 255, 3)
+    return _unreached(x) > 0
+
+def _unreached(x):
+    reached = np.zeros((x.shape[0] + 2, x.shape[1] + 2), np.uint8)
+    cv2.floodFill(x.copy(), reached, (0, 0), 9)
+    return np.where(reached[1:-1, 1:-1], 0, 255).astype(np.uint8)
 
 # %% ../../nbs/12_data.sector.ipynb #cc18fa0f
 def sector_box(
