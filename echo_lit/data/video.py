@@ -39,7 +39,7 @@ def riff_chunks(
         else: yield name, at + 8, size
         at += 8 + size + size % 2
 
-# %% ../../nbs/10a_data.video.ipynb #22a040a5
+# %% ../../nbs/10a_data.video.ipynb #c5f66f7f
 @dataclass(frozen=True)
 class JpegTable:
     "Where the pictures of a motion JPEG AVI lie."
@@ -69,7 +69,7 @@ def _jpeg_table(data):
         elif video is not None and name in (b'%02ddc' % video, b'%02ddb' % video) and 0 < n <= len(data) - at: frames.append((at, n))
     if codec != b'MJPG' or not frames: return None
     at, n = frames[0]
-    h, w = simplejpeg.decode_jpeg(data[at:at + n], colorspace='RGB').shape[:2]
+    h, w = simplejpeg.decode_jpeg_header(data[at:at + n])[:2]
     return JpegTable(h, w, rate, tuple(frames), promised)
 
 # %% ../../nbs/10a_data.video.ipynb #553fa090
@@ -90,7 +90,7 @@ def jpeg_frames(
             o[:] = x
     return out
 
-# %% ../../nbs/10a_data.video.ipynb #2c8f99aa
+# %% ../../nbs/10a_data.video.ipynb #9b915e55
 @dataclass(frozen=True)
 class PacketTable:
     "When the frames of a video are shown, and where decoding can begin."
@@ -101,6 +101,8 @@ class PacketTable:
     times: tuple[int, ...] # When each frame is shown, in ticks of the stream, ascending
     keys: tuple[int, ...] # Those at which decoding can begin
     exact: bool # Whether each packet says when its frame is shown
+    look: np.ndarray # uint8 RGB `[H,W,3]`, the first key frame
+    direct: tuple|None # H.264: settings of the decoder, and (time, place, bytes) of each packet in its order
 
 def packet_table(
     path: str|Path, # A video
@@ -114,16 +116,26 @@ def packet_table(
             s = box.streams.video[0]
             packets = [p for p in box.demux(s) if p.size and p.dts is not None]
             c, rate = s.codec_context, s.average_rate
-            h, w, pixels = c.height, c.width, c.pix_fmt
-    except (av.error.FFmpegError, OSError, TypeError) as e:
+            if not packets or not c.height or not c.width or c.pix_fmt is None: raise CineError(f'{path.name}: a video without frames')
+            look = next(f for p in [*packets[next((i for i, p in enumerate(packets) if p.is_keyframe), 0):], None] for f in c.decode(p))
+            shown = sorted((p.dts if p.pts is None else p.pts, p.is_keyframe) for p in packets)
+            times, exact = tuple(t for t, _ in shown), all(p.pts is not None for p in packets)
+            exact = exact and len(set(times)) == len(times)
+            return PacketTable(c.height, c.width, float(rate or 0), c.pix_fmt, times, tuple(t for t, k in shown if k) or times[:1], exact,
+                               look.to_ndarray(format='rgb24'), _direct(path, c, packets) if exact else None)
+    except (av.error.FFmpegError, OSError, TypeError, StopIteration) as e:
         raise CineError(f'{path.name}: not a readable video ({type(e).__name__})') from None
-    if not packets or not h or not w or pixels is None: raise CineError(f'{path.name}: a video without frames')
-    shown = sorted((p.dts if p.pts is None else p.pts, p.is_keyframe) for p in packets)
-    times, exact = tuple(t for t, _ in shown), all(p.pts is not None for p in packets)
-    exact = exact and len(set(times)) == len(times)
-    return PacketTable(h, w, float(rate or 0), pixels, times, tuple(t for t, k in shown if k) or times[:1], exact)
 
-# %% ../../nbs/10a_data.video.ipynb #7085657e
+def _direct(path, c, packets):
+    if c.name != 'h264' or not c.extradata: return None
+    with open(path, 'rb') as f:
+        for p in packets:
+            if p.pos is None or p.pos < 0: return None
+            f.seek(p.pos)
+            if f.read(p.size) != bytes(p): return None
+    return (bytes(c.extradata), c.color_range, c.colorspace), tuple((p.pts, p.pos, p.size) for p in packets)
+
+# %% ../../nbs/10a_data.video.ipynb #ec0e2f2d
 def packet_frames(
     path: str|Path, # A video
     table: PacketTable, # Its table
@@ -132,18 +144,43 @@ def packet_frames(
 ) -> np.ndarray: # uint8 RGB `[t,H,W,3]`
     "Some frames of a video, with as few others decoded as the format allows."
     import av
-    out, runs = {}, {}
+    runs = {}
     for t in sorted({table.times[i] for i in idx}):
         runs.setdefault(table.keys[max(int(np.searchsorted(table.keys, t, 'right')) - 1, 0)], []).append(t)
     try:
-        with av.open(str(path)) as box:
-            s = box.streams.video[0]
-            s.thread_type, s.codec_context.thread_count = 'AUTO', threads
-            for key, wanted in runs.items(): out |= _run(box, s, key, wanted, table.exact)
+        with open(path, 'rb') as f:
+            if table.direct: out = {t: x for key, wanted in runs.items() for t, x in _direct_run(f, table.direct, key, wanted, threads)}
+            else: out = _container_runs(path, table, runs, threads)
     except av.error.FFmpegError as e: raise CineError(f'a frame cannot be decoded ({type(e).__name__})') from None
     lost = [i for i in idx if table.times[i] not in out]
     if lost: raise CineError(f'frame {lost[0]} of {len(table.times)} is missing')
     return np.stack([out[table.times[i]] for i in idx])
+
+# %% ../../nbs/10a_data.video.ipynb #d2caea61
+def _direct_run(f, direct, key, wanted, threads):
+    import av
+    (extradata, colour_range, colour_space), packets = direct
+    c, left = av.CodecContext.create('h264', 'r'), set(wanted)
+    c.extradata, c.color_range, c.colorspace, c.thread_type, c.thread_count = extradata, colour_range, colour_space, 'AUTO', threads
+    first = next(i for i, p in enumerate(packets) if p[0] == key)
+    for t, at, n in [*packets[first:], (None, 0, 0)]:
+        f.seek(at)
+        packet = av.Packet(f.read(n)) if n else None
+        if n: packet.pts, c.skip_frame = t, 'DEFAULT' if t in left else 'NONREF'
+        for x in c.decode(packet):
+            if x.pts in left:
+                left.remove(x.pts)
+                yield x.pts, x.to_ndarray(format='rgb24')
+        if not left: return
+
+def _container_runs(path, table, runs, threads):
+    import av
+    out = {}
+    with av.open(str(path)) as box:
+        s = box.streams.video[0]
+        s.thread_type, s.codec_context.thread_count = 'AUTO', threads
+        for key, wanted in runs.items(): out |= _run(box, s, key, wanted, table.exact)
+    return out
 
 def _run(box, s, key, wanted, exact):
     out, left = {}, list(wanted)
@@ -158,7 +195,7 @@ def _run(box, s, key, wanted, exact):
         if not left: break
     return out
 
-# %% ../../nbs/10a_data.video.ipynb #26c274ea
+# %% ../../nbs/10a_data.video.ipynb #44cf720e
 BACKENDS = ('auto', 'av', 'decord')
 
 def read_video(
@@ -171,17 +208,18 @@ def read_video(
     if backend not in BACKENDS: raise ValueError(f'backend={backend!r} is not one of {BACKENDS}')
     t = jpeg_table(path) if backend == 'auto' else None
     if t is not None:
-        n, key, pixels, read = len(t.frames), len(t.frames)//2, 'motion JPEG', lambda idx: jpeg_frames(path, t, idx)
+        n, pixels, read = len(t.frames), 'motion JPEG', lambda idx: jpeg_frames(path, t, idx)
+        look = read
         notes = (f'cut off: {n} of {t.promised} frames are there',) if n < t.promised else ()
     else:
         t = packet_table(path)
         n, pixels, notes = len(t.times), t.pixels, ()
-        key = t.times.index(max(k for k in t.keys if k <= t.times[n//2] or k == t.keys[0]))
+        look = lambda idx: t.look[None]
         read = _decord_frames(path) if backend == 'decord' else lambda idx: packet_frames(path, t, idx, threads)
     fps = t.fps if 1 <= t.fps <= 2000 else None
     clip = Clip(content_id(path), n, t.height, t.width, _safe(read, path), fps, 'container' if fps else 'missing',
                 colour_source=f'video {pixels}', notes=notes)
-    clip.kind = clip_kind(replace(clip, read=lambda idx: clip.read(np.full(len(idx), key))))
+    clip.kind = clip_kind(replace(clip, read=_safe(look, path)))
     return clip
 
 # %% ../../nbs/10a_data.video.ipynb #cd7bc2f9
