@@ -14,7 +14,8 @@ from .core import EchoError, plain_text
 
 # %% auto #0
 __all__ = ['DONE', 'SOME_FAILED', 'NOTHING', 'say', 'text_table', 'csv_text', 'show_result', 'summary_row', 'interpret_studies',
-           'write_phantoms', 'train_recipe', 'measure_bundle', 'show_models', 'flat_metrics', 'parser', 'run', 'main']
+           'write_phantoms', 'train_recipe', 'measure_bundle', 'show_benchmark', 'show_models', 'flat_metrics',
+           'scan_archive', 'parser', 'run', 'main']
 
 # %% ../nbs/61_cli.ipynb #6e1c9f91
 DONE, SOME_FAILED, NOTHING = 0, 3, 2
@@ -135,7 +136,7 @@ def _one_line(e: Exception) -> str: # For standard error
     if isinstance(e, OSError) and e.strerror: return f'{e.strerror}: {e.filename}' if e.filename else e.strerror
     return f'{type(e).__name__}: {e}'
 
-# %% ../nbs/61_cli.ipynb #7223c289
+# %% ../nbs/61_cli.ipynb #8098f625
 def write_phantoms(
     args: argparse.Namespace, # out, studies, seed, format, seconds, corpus, workers, overlay
 ) -> int: # Exit code
@@ -179,6 +180,19 @@ def measure_bundle(
     say(*text_table(sorted(flat_metrics(metrics)), ('measure (phantom)', 'value', 'low', 'high')))
     return DONE
 
+def show_benchmark(
+    args: argparse.Namespace, # name, rounds
+) -> int: # Exit code
+    "`echo_lit bench`."
+    from echo_lit.evaluate.benchmark import benchmark
+    table = benchmark(args.name, rounds=args.rounds)
+    heads = list(table.columns)
+    say(*text_table([[_short(v) for v in row] for row in table.itertuples(index=False)], heads, 0))
+    say('', 'times: median over rounds of how many times as long a reader takes as echo_lit; target: what we want it to be at least')
+    return DONE
+
+def _short(v): return v if not isinstance(v, float) else '' if v != v else f'{v:.2f}'
+
 def show_models(
     args: argparse.Namespace, # Nothing in it
 ) -> int: # Exit code
@@ -200,7 +214,28 @@ def flat_metrics(
     if isinstance(x, (list, tuple)) and len(x) == 3 and all(isinstance(v, (int, float)) for v in x): return [(name, *map(number, x))]
     return [(name, number(x), '', '')] if isinstance(x, (int, float)) and not isinstance(x, bool) else []
 
-# %% ../nbs/61_cli.ipynb #e75185e3
+# %% ../nbs/61_cli.ipynb #f562f828
+def scan_archive(
+    args: argparse.Namespace, # root, dataset, split, ids, out, workers
+) -> int: # Exit code
+    "`echo_lit scan`."
+    from echo_lit.data.datasets import open_dataset
+    from echo_lit.data.manifest import counts, scan, usable, write_manifest
+    if args.dataset and args.ids: raise EchoError('--ids is for plain folders; a data set knows where its ids are')
+    if args.dataset:
+        ds = open_dataset(args.dataset, args.root, split=args.split, quiet=True)
+        say(str(ds.card), '')
+        table = ds.table
+    else: table = scan(args.root, ids=args.ids, workers=args.workers, progress=_bar(args.root.name))
+    lost = table[table.exclude_reason.str.startswith(('failed', 'missing file'), na=False)]
+    if len(lost): say(*text_table(lost[['path', 'exclude_reason']].head(20).itertuples(index=False), ('file', 'reason')), '')
+    if len(lost) > 20: say(f'  and {len(lost) - 20:,} more', '')
+    say(counts(table))
+    if not len(usable(table)): raise EchoError(f'{args.root.name}: nothing usable, so no manifest was written')
+    say(f'manifest in {write_manifest(table, args.out)}')
+    return SOME_FAILED if len(lost) else DONE
+
+# %% ../nbs/61_cli.ipynb #c86056e1
 def parser() -> argparse.ArgumentParser: # With a function for each command
     "Words and options of the command."
     p = argparse.ArgumentParser('echo_lit', description='Echocardiography foundation models. Research use only, not for diagnosis.')
@@ -212,10 +247,14 @@ def parser() -> argparse.ArgumentParser: # With a function for each command
         return c.add_argument
     _add_interpret(command)
     _add_phantom(command)
+    _add_scan(command)
     add = command('train', train_recipe, 'Follow a training recipe.')
     add('recipe', help='name such as phantom-tiny, or a TOML file')
     add('settings', nargs='*', metavar='key=value', help='data=CORPUS out=FOLDER, and any setting of the recipe as section.key=value')
     _add_evaluate(command)
+    add = command('bench', show_benchmark, 'Measure speed beside what people write today.')
+    add('name', metavar='NAME', help='loading')
+    add('--rounds', type=int, default=9, metavar='N', help='rounds that count')
     command('models', show_models, 'List the models that can be loaded by name.')
     return p
 
@@ -230,7 +269,7 @@ def _add_interpret(command):
         help='where the report goes; with several studies, one folder each')
     add('--compose', choices=('vote', 'nearest'), default='vote', help='write from the findings, or copy the nearest report')
 
-# %% ../nbs/61_cli.ipynb #4c670057
+# %% ../nbs/61_cli.ipynb #9a87709a
 def _add_phantom(command):
     add = command('phantom', write_phantoms, 'Write studies of synthetic hearts, with their truth.')
     add('out', type=Path, metavar='OUT', help='folder to write to')
@@ -241,6 +280,15 @@ def _add_phantom(command):
     add('--corpus', action='store_true', help='write arrays to train on instead of files')
     add('--workers', type=int, default=2, metavar='W', help='processes that render a corpus')
     add('--no-overlay', dest='overlay', action='store_false', help='a corpus without screen text and ECG')
+
+def _add_scan(command):
+    add = command('scan', scan_archive, 'List every file of an archive or a data set, usable or not, as one table.')
+    add('root', type=Path, metavar='ROOT', help='folder of DICOM, AVI and MP4 files, or of a data set')
+    add('--dataset', metavar='NAME', help='read as a known set, such as echonet-dynamic; leave it out for plain folders')
+    add('--split', metavar='NAME', help='which split of the set')
+    add('--ids', metavar='PATTERN', help='regular expression on the path with groups (?P<patient_id>..), (?P<study_id>..), (?P<view>..)')
+    add('--out', type=Path, default=Path('manifest.parquet'), metavar='FILE', help='where the table goes')
+    add('--workers', type=int, default=2, metavar='W', help='processes')
 
 def _add_evaluate(command):
     add = command('evaluate', measure_bundle,

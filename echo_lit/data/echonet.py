@@ -84,7 +84,7 @@ def disk_volume(
     d = np.linalg.norm(tracing.points[:n] - tracing.points[:n - 1:-1], axis=1)
     return float(np.pi/4*(d**2).sum()*np.linalg.norm(tracing.axis[1] - tracing.axis[0])/n)
 
-# %% ../../nbs/17a_data.echonet.ipynb #1238920d
+# %% ../../nbs/17a_data.echonet.ipynb #5beb6316
 _TERMS = 'personal, non-commercial research; no redistribution, no derivatives, no sharing of the link'
 
 class EchoNetDynamic(Dataset):
@@ -94,7 +94,8 @@ class EchoNetDynamic(Dataset):
         'the reader in github.com/echonet/dynamic')
     needs = ('FileList.csv', 'VolumeTracings.csv', 'Videos')
     splits = {'official': "the Split column of FileList.csv, which is the paper's"}
-    errata = (Erratum('0X4F55DC7F6080587E', 'a traced frame that public readers of the set leave out', 'github code search, four readers', '2026.11'),)
+    errata = (Erratum('0X4F55DC7F6080587E', 'left out by public readers of the set for its traced frame',
+        'four of them on github', '2026.11'),)
     def __init__(self,
         root: str|Path, # Folder with FileList.csv
         split: str|None = None,
@@ -157,15 +158,16 @@ class EchoNetPediatric(Dataset):
         frames = self.drawn[p.parts[0]].frames(bare(p.name)) if self.drawn[p.parts[0]] else {}
         return phases([Tracing(f, 'LV', xy) for f, xy in frames.items() if len(xy) > 2])
 
-# %% ../../nbs/17a_data.echonet.ipynb #36ab6613
+# %% ../../nbs/17a_data.echonet.ipynb #c3ee8748
 @patch
 def _listed(self: EchoNetPediatric, view: str, r: dict) -> dict:
     "One line of FileList.csv as a row."
     name = bare(r['FileName'])
     patient, study = (name.split('-') + ['', ''])[:2] if name.count('-') >= 2 else (None, None)
-    about = {ours: number(r.get(theirs)) for ours, theirs in {'ef': 'EF', 'age_years': 'Age', 'weight_kg': 'Weight', 'height_cm': 'Height'}.items()}
-    return {'name': name, 'path': f'{view}/Videos/{name}.avi', 'patient_id': patient, 'study_id': study, 'kind': 'bmode',
-        'view': 'A4C' if view == 'A4C' else 'Parasternal_Short', 'split': fold_part(number(r['Split']), self.split), 'sex': r.get('Sex')} | about
+    named = {'ef': 'EF', 'age_years': 'Age', 'weight_kg': 'Weight', 'height_cm': 'Height'}
+    row = {'name': name, 'path': f'{view}/Videos/{name}.avi', 'patient_id': patient, 'study_id': study, 'kind': 'bmode'}
+    row |= {'view': 'A4C' if view == 'A4C' else 'Parasternal_Short', 'split': fold_part(number(r['Split']), self.split)}
+    return row | {'sex': r.get('Sex')} | {ours: number(r.get(theirs)) for ours, theirs in named.items()}
 
 # %% ../../nbs/17a_data.echonet.ipynb #2ee3f9f2
 CALIPERS = {'IVSd': 'ivsd', 'LVIDd': 'lvidd', 'LVPWd': 'lvpwd', 'IVSs': 'ivss', 'LVIDs': 'lvids', 'LVPWs': 'lvpws'}
@@ -198,7 +200,7 @@ class EchoNetLVH(Dataset):
         for name, rows in self.calipers.items(): yield self._listed(name, rows, where.get(name), part)
         yield from unlisted(folders, self.root, set(self.calipers))
 
-# %% ../../nbs/17a_data.echonet.ipynb #cdb28319
+# %% ../../nbs/17a_data.echonet.ipynb #6cd7bd11
 @patch
 def _listed(self: EchoNetLVH, name: str, rows: pd.DataFrame, path: str|None, part: dict|None) -> dict:
     "The measurements of one recording as a row."
@@ -216,8 +218,8 @@ def _listed(self: EchoNetLVH, name: str, rows: pd.DataFrame, path: str|None, par
 def tracings(self: EchoNetLVH, clip_id: str) -> list[Tracing]:
     "The calipers of a recording."
     rows = self.calipers[bare(Path(self.row(clip_id).path).name)].dropna(subset=['Frame', 'X1', 'Y1', 'X2', 'Y2'])
-    return [Tracing(int(r.Frame), CALIPERS.get(r.Calc, r.Calc), np.array([[r.X1, r.Y1], [r.X2, r.Y2]]), 'ES' if r.Calc[-1:] == 's' else 'ED',
-        False, r.CalcValue) for r in rows.itertuples()]
+    return [Tracing(int(r.Frame), CALIPERS.get(r.Calc, r.Calc), np.array([[r.X1, r.Y1], [r.X2, r.Y2]]),
+        'ES' if r.Calc.endswith('s') else 'ED', False, r.CalcValue) for r in rows.itertuples()]
 
 @patch
 def read(self: EchoNetLVH, row: pd.Series) -> Clip:
@@ -226,7 +228,7 @@ def read(self: EchoNetLVH, row: pd.Series) -> Clip:
     if row.cm_per_px > 0: c.cm_per_px = (row.cm_per_px, row.cm_per_px)
     return c
 
-# %% ../../nbs/17a_data.echonet.ipynb #abd0872f
+# %% ../../nbs/17a_data.echonet.ipynb #0e4978bd
 def old_split(
     path: Path, # The file that the authors added later
     names: set[str], # Recordings of the set
@@ -237,5 +239,6 @@ def old_split(
     words = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'test': 'test'}
     name = max(t, key=lambda k: t[k].map(bare).isin(names).sum())
     part = [k for k in t if t[k].dropna().str.strip().str.lower().isin(words).all() and t[k].notna().any()]
-    if not part or not t[name].map(bare).isin(names).any(): raise EchoError(f'{path.name}: no column with recordings, or none with their part')
+    if not part or not t[name].map(bare).isin(names).any():
+        raise EchoError(f'{path.name}: no column with recordings, or none with their part')
     return dict(zip(t[name].map(bare), t[part[0]].str.strip().str.lower().map(words)))
