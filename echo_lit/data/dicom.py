@@ -29,7 +29,8 @@ from .pixels import read_stream, stream_samples, to_rgb
 
 # %% auto #0
 __all__ = ['INFLATED_LIMIT', 'frame_rates', 'frame_rate', 'rate_notes', 'read_regions', 'region_kind', 'guarded', 'BoundedFile',
-           'open_dataset', 'read_dicom_header', 'frame_table', 'DicomPixels', 'clip_kind', 'read_dicom']
+           'open_dataset', 'read_dicom_header', 'frame_table', 'DicomPixels', 'tagged_kinds', 'swept_kind', 'clip_kind',
+           'shows_flow', 'read_dicom']
 
 # %% ../../nbs/10a_data.dicom.ipynb #160633b7
 def frame_rates(
@@ -52,14 +53,15 @@ def frame_rate(
     "The frame rate of a DICOM cine."
     return (frame_rates(ds) or [(None, 'missing')])[0]
 
-# %% ../../nbs/10a_data.dicom.ipynb #6db62822
+# %% ../../nbs/10a_data.dicom.ipynb #6f44bcc0
 def rate_notes(
     ds: Dataset, # A DICOM header
     near: float = .02, # Difference that is rounding
 ) -> list[str]: # Empty where all agree
     "Where the frame rates of a header disagree."
     rates = frame_rates(ds)
-    notes = [f'{name} says {fps:.4g} frames per second, {rates[0][1]} {rates[0][0]:.4g}' for fps, name in rates[1:] if abs(fps/rates[0][0] - 1) > near]
+    notes = [f'{name} says {fps:.4g} frames per second, {rates[0][1]} {rates[0][0]:.4g}' for fps, name in rates[1:]
+        if abs(fps/rates[0][0] - 1) > near]
     steps = [x for x in numbers(ds, 'FrameTimeVector')[1:] if x > 0]
     if steps and max(steps) > 1.5*min(steps): notes.append(f'uneven frame times, {min(steps):.4g} to {max(steps):.4g} ms')
     return notes
@@ -188,16 +190,14 @@ def read_dicom_header(
         ds.pixels_length = struct.unpack('>L' if big else '<L', head[4:8] if implicit else head[8:])[0]
     return ds
 
-# %% ../../nbs/10a_data.dicom.ipynb #6ffd28ad
-_STARTS = (b'\xff\xd8\xff', b'\xff\x4f\xff', b'\0\0\0\x0c')
-
+# %% ../../nbs/10a_data.dicom.ipynb #ec9d1957
 def frame_table(
     f, # An open file, placed at the first item of encapsulated pixel data
     n_frames: int, # Frames that the header promises; 0 where it does not
     size: int, # Bytes in the file
 ) -> list[list[tuple[int, int]]]: # For each frame its pieces: (offset, bytes)
     "Where the compressed frames of a DICOM file are."
-    parts, fresh, table, start, ended = [], [], b'', True, False
+    parts, heads, table, start, ended = [], [], b'', True, False
     while len(head := f.read(8)) == 8:
         group, element, length = struct.unpack('<HHL', head)
         if ended := (group, element) == (0xFFFE, 0xE0DD): break
@@ -207,18 +207,22 @@ def frame_table(
         if start: table, start = f.read(length), False
         elif length:
             parts.append((here, length))
-            fresh.append(f.read(4).startswith(_STARTS))
+            heads.append(_kind_of_image(f.read(8)))
         f.seek(here + length)
-    frames = _group_parts(parts, fresh, table, n_frames)
+    frames = _group_parts(parts, heads, table, n_frames)
     if len(frames) < n_frames and not ended: raise CineError(f'cut off: {len(frames)} of {n_frames} frames are there')
     if not frames: raise CineError('holds no frames')
     return frames
 
-def _group_parts(parts, fresh, table, n):
-    if not parts or not fresh[0]:
-        offsets = set(struct.unpack(f'<{len(table)//4}L', table[:len(table)//4*4])) if len(table) >= 8 else None
-        base = parts[0][0] - 8 if parts else 0
-        if offsets and offsets <= {p[0] - 8 - base for p in parts}: fresh = [p[0] - 8 - base in offsets for p in parts]
+def _kind_of_image(head):
+    if head[:3] in (b'\xff\xd8\xff', b'\xff\x4f\xff'): return head[:2]
+    return 'rle' if head[1:] == b'\0\0\0\x40\0\0\0' and 1 <= head[0] <= 15 else None
+
+def _group_parts(parts, heads, table, n):
+    fresh = [h is not None and h == heads[0] for h in heads]
+    if parts and not fresh[0]:
+        offsets, base = set(struct.unpack(f'<{len(table)//4}L', table[:len(table)//4*4])), parts[0][0]
+        if len(offsets) > 1 and offsets <= {p[0] - base for p in parts}: fresh = [p[0] - base in offsets for p in parts]
         else: fresh = [i == 0 or n != 1 for i in range(len(parts))]
     frames = []
     for p, new in zip(parts, fresh):
@@ -249,7 +253,7 @@ class DicomPixels:
         self.space, self.source, self.lut = self._colour()
     def __len__(self) -> int: return len(self.table)
 
-# %% ../../nbs/10a_data.dicom.ipynb #bfb43f18
+# %% ../../nbs/10a_data.dicom.ipynb #fbf605ab
 @patch
 def _compressed(self: DicomPixels, promised):
     f, _ = open_dataset(self.path)
@@ -283,7 +287,8 @@ def _colour(self: DicomPixels):
 @patch
 def _believe(self: DicomPixels, head):
     if head.bits > self.at.allocated: raise CineError(f'{head.bits} bits in a stream, {self.at.allocated} in the header')
-    self.at = replace(self.at, stored=head.bits, high=head.bits - 1)
+    bits = min(head.bits, self.at.stored)
+    self.at = replace(self.at, stored=bits, high=bits - 1)
     self._check(head, 0)
     if (head.samples == 1) == (self.at.samples == 1): return
     self.notes.append(f'tag {self.at.tag}, but {head.samples} components')
@@ -339,27 +344,61 @@ def rgb(self: DicomPixels,
     x = decode_jpeg(data, self.space)
     return to_rgb(x[..., 0], self.at, self.lut) if self.at.samples == 1 else x
 
-# %% ../../nbs/10a_data.dicom.ipynb #c5e11500
+# %% ../../nbs/10a_data.dicom.ipynb #d287ef4c
+def tagged_kinds(
+    clip: Clip, # A clip with its regions
+    ds: Dataset|None = None, # Its DICOM header
+) -> set[str]: # Empty where the tags are silent
+    "What the tags say that a clip shows."
+    if ds is None: return {r.kind for r in clip.regions}
+    screen = str(ds.get('SOPClassUID', '')).startswith('1.2.840.10008.5.1.4.1.1.7') or ds.get('ConversionType') in ('WSD', 'SD', 'SYN')
+    if screen: return {'capture'}
+    if kinds := {r.kind for r in clip.regions} - {'ecg', 'other'}: return kinds
+    image_type = ds.get('ImageType')
+    try: bits = int(str(image_type[3]), 16)
+    except (TypeError, IndexError, ValueError): return set()
+    return {k for k, mask in (('spectral', 0x0C), ('mmode', 0x22), ('colour', 0x110), ('bmode', 0x01)) if bits & mask}
+
+# %% ../../nbs/10a_data.dicom.ipynb #6fcf09b4
+def swept_kind(
+    x: np.ndarray, # uint8 RGB `[3,H,W,3]`, in the order of recording
+) -> str|None: # 'mmode', 'spectral', or None where nothing is swept
+    "Whether three frames show a trace being drawn, and of what."
+    g = x.max(-1)[:, ::2, ::2].astype(np.int16)
+    changed = [np.abs(g[i + 1] - g[i]) > 32 for i in (0, 1)]
+    columns = [c.mean(0) > .03 for c in changed]
+    fewest = min(c.sum() for c in columns)
+    if fewest < 3 or (columns[0] & columns[1]).sum() > .3*fewest: return None
+    if max(_runs(c) for c in columns) > 2 or max(c.mean() for c in columns) > .6: return None
+    rows = np.flatnonzero(changed[1][:, columns[1]].mean(1) > .1)
+    if len(rows) < .1*g.shape[1]: return None
+    lit = (g[2][rows[0]:rows[-1] + 1] > 40).mean(0)
+    return 'spectral' if lit.std() > .25*lit.mean() else 'mmode'
+
+def _runs(flags, gap=6):
+    at = np.flatnonzero(flags)
+    return int((np.diff(at) > gap).sum()) + 1 if len(at) else 0
+
+# %% ../../nbs/10a_data.dicom.ipynb #2bb524e6
 def clip_kind(
     clip: Clip, # A clip
     ds: Dataset|None = None, # Its DICOM header
 ) -> str: # One of `KINDS`
-    "What is to be seen in a clip, by tags, then by one frame."
-    if ds is not None and str(ds.get('SOPClassUID', '')).startswith('1.2.840.10008.5.1.4.1.1.7'): return 'capture'
+    "What is to be seen in a clip, by tags, then by its pixels."
+    kinds = tagged_kinds(clip, ds)
+    if 'capture' in kinds: return 'capture'
     if clip.n_frames == 1: return 'still'
-    kinds = {r.kind for r in clip.regions} or _mode_bits(ds)
     for k in ('spectral', 'mmode', 'colour', 'bmode'):
         if k in kinds: return k
-    x = clip[clip.n_frames//2][0, ::2, ::2]
-    strong, lit = np.ptp(x, -1) > 70, x.max(-1) > 40
-    share = strong.sum()/max(lit.sum(), 1)
-    return 'colour' if strong.mean() > .005 and .02 < share < .6 else 'bmode'
+    x = clip[[clip.n_frames*i//4 for i in (1, 2, 3)]]
+    return swept_kind(x) or ('colour' if shows_flow(x[1]) else 'bmode')
 
-def _mode_bits(ds):
-    image_type = ds.get('ImageType') if ds is not None else None
-    try: bits = int(str(image_type[3]), 16)
-    except (TypeError, IndexError, ValueError): return set()
-    return {k for k, mask in (('spectral', 0x0C), ('mmode', 0x22), ('colour', 0x110), ('bmode', 0x01)) if bits & mask}
+def shows_flow(
+    x: np.ndarray, # uint8 RGB `[H,W,3]`
+) -> bool: # Strong colour in a part of what is lit
+    "Whether a frame shows a patch of colour Doppler."
+    strong, lit = np.ptp(x[::2, ::2], -1) > 70, x[::2, ::2].max(-1) > 40
+    return bool(strong.mean() > .005 and .02 < strong.sum()/max(lit.sum(), 1) < .6)
 
 # %% ../../nbs/10a_data.dicom.ipynb #b04bc77b
 def read_dicom(

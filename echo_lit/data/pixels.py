@@ -122,7 +122,7 @@ def read_stream(
     if data[:2] == b'\xff\xd8': return _jpeg_stream(data)
     raise CineError('a frame is not a whole JPEG')
 
-# %% ../../nbs/10_data.pixels.ipynb #78349e6d
+# %% ../../nbs/10_data.pixels.ipynb #8c98dcf9
 _FRAMES = (0xC0, 0xC1, 0xC2, 0xC3, 0xF7)
 
 def _jpeg_stream(data):
@@ -137,7 +137,8 @@ def _jpeg_stream(data):
         if marker == 0xEE and body[:5] == b'Adobe' and len(body) >= 12: adobe = body[11]
         if marker in _FRAMES and len(body) >= 6:
             bits, h, w, n = struct.unpack('>BHHB', body[:6])
-            space, source = _jpeg_space(n, jfif, adobe, bytes(body[6::3]), bytes(body[7::3])) if marker < 0xC3 or n == 1 else (None, '')
+            known = marker < 0xC3 or n == 1
+            space, source = _jpeg_space(n, jfif, adobe, bytes(body[6::3]), bytes(body[7::3])) if known else (None, '')
             return Stream(h, w, n, bits, space, source, marker == 0xC3)
         i += 2 + max(length, 2)
     raise CineError('a frame is not a whole JPEG')
@@ -172,7 +173,7 @@ def decode_jpeg(
     try: return simplejpeg.decode_jpeg(data, colorspace='RGB')
     except ValueError as e: raise CineError(f'a frame is not a whole JPEG: {e}') from None
 
-# %% ../../nbs/10_data.pixels.ipynb #321b0136
+# %% ../../nbs/10_data.pixels.ipynb #a7b6fbd5
 def stream_samples(
     data: bytes, # One compressed frame
     syntax: UID, # Its transfer syntax
@@ -184,18 +185,18 @@ def stream_samples(
     if syntax in (JPEGLossless, JPEGLosslessSV1): x = _ffmpeg_samples('mjpeg', data, head)
     elif syntax in (JPEGLSLossless, JPEGLSNearLossless) and head.samples == 1: x = _ffmpeg_samples('jpegls', data, head)
     elif syntax in (JPEG2000, JPEG2000Lossless) and head.samples == 3 and head.bits > 8: x = _ffmpeg_samples('jpeg2000', data, head)
-    else: return _pydicom_samples(data, syntax, replace(at, stored=min(head.bits, at.allocated)))
-    return used_bits(x, replace(at, stored=min(head.bits, at.allocated), high=min(head.bits, at.allocated) - 1))
+    else: x = _pydicom_samples(data, syntax, replace(at, stored=min(head.bits, at.allocated)))
+    return used_bits(x, replace(at, stored=min(at.stored, head.bits), high=min(at.stored, head.bits) - 1))
 
-# %% ../../nbs/10_data.pixels.ipynb #087d9c8d
+# %% ../../nbs/10_data.pixels.ipynb #d8b42bf2
 def _pydicom_samples(data, syntax, at):
     try: decoder = get_decoder(syntax)
     except NotImplementedError: raise CineError(f'{syntax.name} is not read') from None
-    if not decoder.is_available: raise CineError(f'no decoder for {syntax.name}; pip install pyjpegls or pylibjpeg pylibjpeg-libjpeg adds more')
+    if not decoder.is_available: raise CineError(f'no decoder for {syntax.name}; pip install pyjpegls or pylibjpeg')
     tag = at.tag if at.samples == 1 or at.tag in ('YBR_RCT', 'YBR_ICT') else 'RGB'
-    x, _ = decoder.as_array(encapsulate([data]), index=0, raw=True, number_of_frames=1, rows=at.rows, columns=at.columns, samples_per_pixel=at.samples,
-        bits_allocated=at.allocated, bits_stored=at.stored, pixel_representation=int(at.signed), planar_configuration=at.planar, photometric_interpretation=tag)
-    return x
+    return decoder.as_array(encapsulate([data]), index=0, raw=True, number_of_frames=1, rows=at.rows, columns=at.columns,
+        samples_per_pixel=at.samples, bits_allocated=at.allocated, bits_stored=at.stored, pixel_representation=int(at.signed),
+        planar_configuration=at.planar, photometric_interpretation=tag)[0]
 
 def _ffmpeg_samples(codec, data, head):
     import av
@@ -206,7 +207,7 @@ def _ffmpeg_samples(codec, data, head):
     name, x = frames[0].format.name, frames[0].to_ndarray()
     if name.startswith('bgr'): x = x[..., ::-1]
     elif x.ndim == 3 and not name.startswith(('rgb', 'gbr')): x = x.transpose(1, 2, 0)
-    return x >> (16 - head.bits) if x.dtype == np.uint16 and codec != 'jpegls' else x
+    return x >> (16 - head.bits) if x.dtype == np.uint16 else x
 
 # %% ../../nbs/10_data.pixels.ipynb #66be30dc
 def grey_share(
@@ -262,14 +263,27 @@ def windowed(
     else: y = ((x - centre + .5)/(width - 1) + .5)*255
     return y.clip(0, 255).round()
 
-# %% ../../nbs/10_data.pixels.ipynb #13664b0a
+# %% ../../nbs/10_data.pixels.ipynb #18321513
 def palette_table(
     ds: Dataset, # A DICOM header with a palette
     at: Layout, # Its layout
 ) -> np.ndarray: # uint8 RGB `[numbers, 3]`
     "The colour of each number of a PALETTE COLOR picture."
-    t = apply_color_lut(np.arange(1 << at.stored, dtype=np.uint8 if at.stored <= 8 else np.uint16), ds)
-    return (t if t.dtype == np.uint8 or t.max() < 256 else t >> 8).astype(np.uint8)
+    x = np.arange(1 << at.stored)
+    if at.signed: x[len(x)//2:] -= len(x)
+    if 'RedPaletteColorLookupTableData' not in ds: t = apply_color_lut(x, ds)
+    else:
+        n, first = (int(v) for v in numbers(ds, 'RedPaletteColorLookupTableDescriptor')[:2])
+        n = n % 65536 or 65536
+        t = np.stack([_lookup(ds[f'{c}PaletteColorLookupTableData'], n, at.big) for c in ('Red', 'Green', 'Blue')], -1)
+        t = t[(x - first).clip(0, len(t) - 1)]
+    return (t >> 8 if t.max() > 255 else t).astype(np.uint8)
+
+def _lookup(element, n, big):
+    raw, order = element.value, '>' if big else '<'
+    if len(raw) >= 2*n: return np.frombuffer(raw[:2*n], order + 'u2').astype(np.int64)
+    if big and element.VR == 'OW': raw = np.frombuffer(raw[:len(raw)//2*2], '>u2').astype('<u2').tobytes()
+    return np.frombuffer(raw[:n], np.uint8).astype(np.int64)
 
 def to_rgb(
     x: np.ndarray, # Stored numbers `[H,W]` or `[H,W,3]`
