@@ -31,8 +31,8 @@ from .sector import find_sector
 from .study import read_header, study_files
 
 # %% auto #0
-__all__ = ['VENDORS', 'ALLOWED', 'FEW', 'LIMIT', 'write_private', 'Keys', 'save_map', 'allowed_values', 'shifted_date',
-           'extremes', 'static_strokes', 'box_outline', 'Refused', 'letters', 'kept_sector', 'new_header', 'Owner',
+__all__ = ['VENDORS', 'ALLOWED', 'LIMIT', 'FEW', 'write_private', 'Keys', 'save_map', 'allowed_values', 'shifted_date',
+           'extremes', 'static_strokes', 'box_outline', 'letters', 'Refused', 'kept_sector', 'new_header', 'Owner',
            'read_owner', 'Audit', 'deidentify_file', 'deidentify', 'write_audit']
 
 # %% ../../nbs/12a_data.deid.ipynb #f7afc43d
@@ -127,13 +127,13 @@ def extremes(
         low, high = np.minimum(low, light.min(0)), np.maximum(high, light.max(0))
     return low, high
 
-# %% ../../nbs/12a_data.deid.ipynb #12b65b79
+# %% ../../nbs/12a_data.deid.ipynb #cc2cc755
 def static_strokes(
     low: np.ndarray, # uint8 `[H,W]`, from `extremes`
     high: np.ndarray, # uint8 `[H,W]`
     mask: np.ndarray, # bool `[H,W]`, the sector
     upright: bool = True, # Only upright strokes; False: any thin mark
-    tolerance: int = 20, # Grey levels that a still pixel may move by
+    tolerance: int = 24, # Grey levels that a still pixel may move by
     contrast: int = 48, # Grey levels that a stroke stands out by
 ) -> np.ndarray: # bool `[H,W]`
     "Thin bright marks that never change."
@@ -155,11 +155,8 @@ def box_outline(
         found |= cv2.morphologyEx(smooth, cv2.MORPH_GRADIENT, np.ones((7, 7), np.uint8)) > 0
     return found
 
-# %% ../../nbs/12a_data.deid.ipynb #3219fa63
-class Refused(EchoError): "A file that is not passed on, and why."
-
-FEW = 8 # Frames below which a cine is taken for a still
-LIMIT = 24 # Static pixels of strokes that a sector may hold
+# %% ../../nbs/12a_data.deid.ipynb #00ca6aa1
+LIMIT = 32 # Static pixels of upright strokes that a sector may hold
 
 def letters(
     low: np.ndarray, # uint8 `[H,W]`, from `extremes`
@@ -167,8 +164,13 @@ def letters(
     mask: np.ndarray, # bool `[H,W]`, the sector
 ) -> int: # Static pixels of upright strokes that no box explains
     "How much of a sector looks written."
-    box = box_outline(static_strokes(low, high, mask, upright=False, contrast=32))
+    box = box_outline(static_strokes(low, high, mask, upright=False, tolerance=36, contrast=32))
     return int((static_strokes(low, high, mask) & ~box).sum())
+
+# %% ../../nbs/12a_data.deid.ipynb #8ab1a849
+class Refused(EchoError): "A file that is not passed on, and why."
+
+FEW = 8 # Frames below which a cine is taken for a still
 
 def kept_sector(
     clip: Clip, # A cine or a still
@@ -235,7 +237,7 @@ def _write_mp4(path, clip, mask):
     x = np.stack(list(_masked(clip, mask)))
     write_video(path, np.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0))), clip.fps or 30)
 
-# %% ../../nbs/12a_data.deid.ipynb #7a0787fe
+# %% ../../nbs/12a_data.deid.ipynb #7b9c0df4
 @dataclass(frozen=True)
 class Owner:
     "Identifiers of a file as they were; these never leave."
@@ -253,10 +255,10 @@ def read_owner(
     text = lambda k: str(ds.get(k) or '').strip()
     folder = f'folder {path.resolve().parent}'
     study = text('StudyInstanceUID') or folder
-    return Owner(text('PatientID') or study, study, text('SeriesInstanceUID') or study, text('SOPInstanceUID') or f'bytes {content_id(path)}',
-        text('StudyDate'))
+    series, instance = text('SeriesInstanceUID') or study, text('SOPInstanceUID') or f'bytes {content_id(path)}'
+    return Owner(text('PatientID') or study, study, series, instance, text('StudyDate'))
 
-# %% ../../nbs/12a_data.deid.ipynb #bb535118
+# %% ../../nbs/12a_data.deid.ipynb #adab0b2c
 @dataclass
 class Audit:
     "What became of one file; fit to be handed out."
@@ -275,10 +277,11 @@ class Audit:
 
 def _aside(path, ds):
     if aside := read_header(path).aside: return aside
-    if str(ds.get('SOPClassUID', '')).startswith('1.2.840.10008.5.1.4.1.1.7') or ds.get('ConversionType'): return 'capture', 'a captured screen'
+    captured = str(ds.get('SOPClassUID', '')).startswith('1.2.840.10008.5.1.4.1.1.7') or ds.get('ConversionType')
+    if captured: return 'capture', 'a captured screen'
     if (ds.get('Modality') or 'US') not in ('US', 'IVUS'): return 'other', 'not ultrasound'
 
-# %% ../../nbs/12a_data.deid.ipynb #fbe0fe2d
+# %% ../../nbs/12a_data.deid.ipynb #e5bec6d2
 def deidentify_file(
     path: str|Path, # DICOM, AVI or MP4
     dst: str|Path, # Output folder
@@ -304,11 +307,11 @@ def deidentify_file(
         values, owner = allowed_values(ds), read_owner(path, ds)
         row.file = _pass_on(dst, clip, mask, keys, owner, values, format, quality)
         row.status, row.attributes = 'written', ' '.join(values)
-    except Refused as e: return _closed(row, 'set aside' if row.kind in ('still', 'spectral', 'mmode', 'capture') else 'refused', row.kind, str(e))
+    except Refused as e: return _closed(row, 'refused' if row.kind in ('bmode', 'colour') else 'set aside', row.kind, str(e))
     except (EchoError, OSError) as e: row.reason, row.detail = 'cannot be read', str(e)
     return row
 
-# %% ../../nbs/12a_data.deid.ipynb #a009aa64
+# %% ../../nbs/12a_data.deid.ipynb #b894dacc
 def _closed(row, status, kind, reason):
     row.status, row.kind, row.reason = status, kind, reason
     return row
@@ -317,7 +320,8 @@ def _pass_on(dst, clip, mask, keys, owner, values, format, quality):
     patient = keys.code('patient', owner.patient)
     names = dict(PatientID=patient, StudyInstanceUID=keys.uid(owner.study), SeriesInstanceUID=keys.uid(owner.series),
         SOPInstanceUID=keys.uid(owner.instance))
-    name = Path(patient)/keys.code('study', owner.study)/(keys.code('instance', f'{owner.instance} {clip.id}') + ('.dcm' if format == 'dicom' else '.mp4'))
+    suffix = '.dcm' if format == 'dicom' else '.mp4'
+    name = Path(patient)/keys.code('study', owner.study)/(keys.code('instance', f'{owner.instance} {clip.id}') + suffix)
     path = dst/name
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.part-{path.name}')
