@@ -120,7 +120,7 @@ def guarded(
     except Exception as e: raise CineError(f'{path.name}: {what} ({type(e).__name__})') from None
     finally: log.setLevel(level)
 
-# %% ../../nbs/10a_data.dicom.ipynb #a6e06700
+# %% ../../nbs/10a_data.dicom.ipynb #eef2dcf8
 INFLATED_LIMIT = 1 << 29
 
 class BoundedFile(io.BufferedReader):
@@ -138,43 +138,44 @@ class BoundedFile(io.BufferedReader):
 
 def open_dataset(
     path: str|Path, # A DICOM file
-) -> tuple[io.BufferedIOBase, UID|None]: # Its bytes, inflated if need be and placed at the first element; its transfer syntax
+) -> tuple[io.BufferedIOBase, dict[str, UID]]: # Its bytes, inflated if need be and placed at the first element; its file meta
     "The bytes of a DICOM file, behind preamble and file meta."
     f = BoundedFile(path)
-    syntax, start = _file_meta(f)
+    meta, start = _file_meta(f)
     f.seek(start)
-    if syntax != DeflatedExplicitVRLittleEndian: return f, syntax
+    if meta.get('TransferSyntaxUID') != DeflatedExplicitVRLittleEndian: return f, meta
     with f:
         pump = zlib.decompressobj(-15)
         plain = io.BytesIO(pump.decompress(f.read(), INFLATED_LIMIT))
     if pump.unconsumed_tail: raise CineError(f'inflates to more than {INFLATED_LIMIT >> 20} MB')
     plain.size = plain.getbuffer().nbytes
-    return plain, syntax
+    return plain, meta
 
-# %% ../../nbs/10a_data.dicom.ipynb #0894a6a2
+# %% ../../nbs/10a_data.dicom.ipynb #d4b1f0a6
+_META = {b'\x02\0': 'MediaStorageSOPClassUID', b'\x10\0': 'TransferSyntaxUID'}
 _LONG = (b'OB', b'OW', b'OD', b'OF', b'OL', b'OV', b'SQ', b'UC', b'UN', b'UR', b'UT', b'SV', b'UV')
 
 def _file_meta(f):
     head = f.read(132)
-    at, syntax = (132 if head[128:] == b'DICM' else 0), None
+    at, meta = (132 if head[128:] == b'DICM' else 0), {}
     while True:
         f.seek(at)
         head = f.read(12)
-        if len(head) < 12 or head[:2] != b'\x02\0' or not head[4:6].isalpha(): return syntax, at
+        if len(head) < 12 or head[:2] != b'\x02\0' or not head[4:6].isalpha(): return meta, at
         skip, length = (12, struct.unpack('<L', head[8:])[0]) if head[4:6] in _LONG else (8, struct.unpack('<H', head[6:8])[0])
         f.seek(at + skip)
-        if head[2:4] == b'\x10\0': syntax = UID(f.read(length).rstrip(b' \0').decode('ascii', 'replace'))
+        if head[2:4] in _META: meta[_META[head[2:4]]] = UID(f.read(length).rstrip(b' \0').decode('ascii', 'replace'))
         at += skip + length
 
-# %% ../../nbs/10a_data.dicom.ipynb #1769b41d
+# %% ../../nbs/10a_data.dicom.ipynb #a272d33c
 def read_dicom_header(
     path: str|Path, # A DICOM file
     tags: list[str]|None = None, # Keywords of the only attributes wanted; None: all
 ) -> Dataset: # Without pixels; `pixels_at` and `pixels_length` say where they are
     "The header of a DICOM file, read without trusting it."
-    f, syntax = open_dataset(path)
+    f, meta = open_dataset(path)
     with f:
-        start, head = f.tell(), f.read(6)
+        start, head, syntax = f.tell(), f.read(6), meta.get('TransferSyntaxUID')
         if syntax is None or not syntax.is_valid: syntax = ExplicitVRLittleEndian if head[4:6].isalpha() else ImplicitVRLittleEndian
         f.seek(start)
         implicit = syntax == ImplicitVRLittleEndian and not (head[4:6].isalpha() and head[4:6].isupper())
@@ -183,7 +184,7 @@ def read_dicom_header(
         ds = pydicom.filereader.read_dataset(f, implicit, not big, stop_when=stop, defer_size=1 << 20, specific_tags=wanted)
         at, head = f.tell(), f.read(12)
     ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = syntax
+    ds.file_meta.update({**meta, 'TransferSyntaxUID': syntax})
     ds.pixels_at = ds.pixels_length = ds.pixels_vr = None
     if len(head) == 12 and struct.unpack('>HH' if big else '<HH', head[:4]) == (0x7FE0, 0x0010):
         ds.pixels_at, ds.pixels_vr = at + (8 if implicit else 12), 'OW' if implicit else head[4:6].decode('ascii', 'replace')
@@ -230,7 +231,7 @@ def _group_parts(parts, heads, table, n):
         else: frames[-1].append(p)
     return frames
 
-# %% ../../nbs/10a_data.dicom.ipynb #7779dd12
+# %% ../../nbs/10a_data.dicom.ipynb #c7098c38
 class DicomPixels:
     "The frames of a DICOM file, decoded one by one."
     def __init__(self,
@@ -244,6 +245,7 @@ class DicomPixels:
         self.syntax, promised = ds.file_meta.TransferSyntaxUID, int(next(iter(numbers(ds, 'NumberOfFrames')), 0))
         if promised > 100_000: raise CineError(f'{promised} frames are not believed')
         self.packed = self.syntax.is_encapsulated if self.syntax.is_transfer_syntax else ds.pixels_length == 0xFFFFFFFF
+        if self.packed and self.syntax.startswith('1.2.840.10008.1.2.4.10'): raise CineError('a video inside DICOM is not read')
         self.at = replace(read_layout(ds), big=self.syntax == ExplicitVRBigEndian)
         self.swapped = self.at.big and self.at.allocated == 8 and ds.pixels_vr == 'OW'
         self.jpeg = self.syntax in (JPEGBaseline8Bit, JPEGExtended12Bit)
