@@ -225,8 +225,8 @@ class Listed(Dataset):
         for r in t.to_dict('records'):
             yield r | {'path': r['path'] + ('' if Path(r['path']).suffix else self.suffix), 'split_source': 'csv' if 'split' in t else None}
 
-# %% ../../nbs/17_data.datasets.ipynb #ee29915b
-PAGES = ('echonet', 'camus', 'hmcqu', 'unity', 'cardiacudc', 'mimic', 'tmed', 'ev9v', 'public')
+# %% ../../nbs/17_data.datasets.ipynb #ad02b6bd
+PAGES = ('echonet', 'camus', 'mimic', 'public')
 
 def open_dataset(
     name: str, # See `list_datasets`
@@ -245,7 +245,4 @@ def list_datasets() -> pd.DataFrame: # name, title, terms, layout, splits
         for k, c in sorted(Dataset.known.items())])
 
 def _pages():
-    for p in PAGES:
-        try: import_module(f'echo_lit.data.{p}')
-        except ModuleNotFoundError as e:
-            if e.name != f'echo_lit.data.{p}': raise
+    for p in PAGES: import_module(f'echo_lit.data.{p}')

@@ -169,7 +169,7 @@ def _listed(self: EchoNetPediatric, view: str, r: dict) -> dict:
     row |= {'view': 'A4C' if view == 'A4C' else 'Parasternal_Short', 'split': fold_part(number(r['Split']), self.split)}
     return row | {'sex': r.get('Sex')} | {ours: number(r.get(theirs)) for ours, theirs in named.items()}
 
-# %% ../../nbs/17a_data.echonet.ipynb #2ee3f9f2
+# %% ../../nbs/17a_data.echonet.ipynb #8b59ebe7
 CALIPERS = {'IVSd': 'ivsd', 'LVIDd': 'lvidd', 'LVPWd': 'lvpwd', 'IVSs': 'ivss', 'LVIDs': 'lvids', 'LVPWs': 'lvpws'}
 
 def pixel_size(
@@ -177,8 +177,9 @@ def pixel_size(
     points: np.ndarray, # `[n,4]`: x1, y1, x2, y2 in pixels
 ) -> float: # cm per pixel; NaN where the calipers disagree by more than a tenth
     "The scale that a recording's calipers imply."
-    s = lengths/np.hypot(points[:, 2] - points[:, 0], points[:, 3] - points[:, 1])
-    s = s[np.isfinite(s) & (s > 0)]
+    pixels = np.hypot(points[:, 2] - points[:, 0], points[:, 3] - points[:, 1])
+    s = lengths/np.where(pixels > 0, pixels, np.nan)
+    s = s[s > 0]
     return float(np.median(s)) if len(s) and np.abs(s/np.median(s) - 1).max() < .1 else float('nan')
 
 # %% ../../nbs/17a_data.echonet.ipynb #25372a5f

@@ -240,7 +240,7 @@ def split_patients(
     source = f'random(seed={seed}, by {by})'
     return table.assign(split=pd.Series(part, table.index, dtype='str').mask(table.excluded), split_source=source).astype(COLUMNS)
 
-# %% ../../nbs/16_data.manifest.ipynb #5774abbb
+# %% ../../nbs/16_data.manifest.ipynb #630a12fc
 def overlap(
     table: pd.DataFrame, # A manifest with splits
     by: str = 'split', # Column that must keep them apart
@@ -250,9 +250,9 @@ def overlap(
     keys = {'patient': owners(t.assign(excluded=True)), 'study': t.dataset + '/' + t.study_id, 'clip': t.clip_id}
     rows = []
     for what, key in keys.items():
-        sides = t[by].groupby(key).agg(lambda s: ', '.join(sorted(set(s))))
-        for k in sides.index[sides.str.contains(', ', regex=False)]:
-            rows.append({'what': what, 'id': k, 'where': sides[k], 'clips': int((key == k).sum())})
+        sides = t[by].groupby(key).nunique()
+        mixed = t[by][key.isin(sides.index[sides > 1])]
+        for k, s in mixed.groupby(key): rows.append({'what': what, 'id': k, 'where': ', '.join(sorted(set(s))), 'clips': len(s)})
     return pd.DataFrame(rows, columns=['what', 'id', 'where', 'clips'])
 
 def no_overlap(
