@@ -37,19 +37,20 @@ def file_kind(
     bare = group in (2, 8) and element < 0x100 and (vr.isalpha() and vr.isupper() or head[6:8] == b'\0\0')
     return 'dicom' if bare and len(head) > 8 else None
 
-# %% ../../nbs/10b_data.cine.ipynb #ddca9177
+# %% ../../nbs/10b_data.cine.ipynb #9f26cf45
 def read_cine(
     path: str|Path, # DICOM, AVI or MP4, whatever its name
     backend: str = 'auto', # For videos, as in `read_video`: 'auto', 'av' or 'decord'
     threads: int = 0, # Of a video decoder; 0: as many as there are cores
+    kind: str|None = None, # Of a video, where it is known; None: judged by its frames
 ) -> Clip: # Frames are decoded when asked for
     "Any echo file as a clip."
     path = Path(path)
     if not path.is_file(): raise CineError(f'{path.name}: no such file')
     if path.stat().st_size == 0: raise CineError(f'{path.name}: zero bytes')
-    kind = file_kind(path)
-    if kind is None: raise CineError(f'{path.name}: not a DICOM, AVI or MP4 file, whatever its name says')
-    return read_dicom(path) if kind == 'dicom' else read_video(path, backend, threads)
+    form = file_kind(path)
+    if form is None: raise CineError(f'{path.name}: not a DICOM, AVI or MP4 file, whatever its name says')
+    return read_dicom(path) if form == 'dicom' else read_video(path, backend, threads, kind)
 
 # %% ../../nbs/10b_data.cine.ipynb #d3d69558
 def write_dicom(
