@@ -120,9 +120,7 @@ def guarded(
     except Exception as e: raise CineError(f'{path.name}: {what} ({type(e).__name__})') from None
     finally: log.setLevel(level)
 
-# %% ../../nbs/10a_data.dicom.ipynb #eef2dcf8
-INFLATED_LIMIT = 1 << 29
-
+# %% ../../nbs/10a_data.dicom.ipynb #f8d0e74c
 class BoundedFile(io.BufferedReader):
     "A file that is never asked for more bytes than it has."
     def __init__(self,
@@ -135,6 +133,9 @@ class BoundedFile(io.BufferedReader):
     ) -> bytes: # At most what is left
         left = max(self.size - self.tell(), 0)
         return super().read(left if n is None or n < 0 else min(n, left))
+
+# %% ../../nbs/10a_data.dicom.ipynb #886ba211
+INFLATED_LIMIT = 1 << 29
 
 def open_dataset(
     path: str|Path, # A DICOM file
@@ -191,7 +192,7 @@ def read_dicom_header(
         ds.pixels_length = struct.unpack('>L' if big else '<L', head[4:8] if implicit else head[8:])[0]
     return ds
 
-# %% ../../nbs/10a_data.dicom.ipynb #ec9d1957
+# %% ../../nbs/10a_data.dicom.ipynb #5c44cc42
 def frame_table(
     f, # An open file, placed at the first item of encapsulated pixel data
     n_frames: int, # Frames that the header promises; 0 where it does not
@@ -215,6 +216,7 @@ def frame_table(
     if not frames: raise CineError('holds no frames')
     return frames
 
+# %% ../../nbs/10a_data.dicom.ipynb #b18bfd51
 def _kind_of_image(head):
     if head[:3] in (b'\xff\xd8\xff', b'\xff\x4f\xff'): return head[:2]
     return 'rle' if head[1:] == b'\0\0\0\x40\0\0\0' and 1 <= head[0] <= 15 else None
@@ -255,7 +257,7 @@ class DicomPixels:
         self.space, self.source, self.lut = self._colour()
     def __len__(self) -> int: return len(self.table)
 
-# %% ../../nbs/10a_data.dicom.ipynb #fbf605ab
+# %% ../../nbs/10a_data.dicom.ipynb #e35c02a8
 @patch
 def _compressed(self: DicomPixels, promised):
     f, _ = open_dataset(self.path)
@@ -273,6 +275,7 @@ def _native(self: DicomPixels, promised):
     if n > max(promised, 1) and length - promised*per < per: n = promised
     return [[(self.ds.pixels_at + i*per, per)] for i in range(n)]
 
+# %% ../../nbs/10a_data.dicom.ipynb #ccba456f
 @patch
 def _colour(self: DicomPixels):
     head = read_stream(self.raw(0)) if self.packed and self.syntax != RLELossless else None
@@ -301,7 +304,7 @@ def _check(self: DicomPixels, head, i):
     if (head.rows, head.columns) != (self.at.rows, self.at.columns) or head.samples not in (1, 3):
         raise CineError(f'frame {i} is {head.rows} by {head.columns} pixels, the header says {self.at.rows} by {self.at.columns}')
 
-# %% ../../nbs/10a_data.dicom.ipynb #19a57147
+# %% ../../nbs/10a_data.dicom.ipynb #2aadc3f6
 @patch
 def raw(self: DicomPixels,
     i: int, # Frame number
@@ -312,6 +315,7 @@ def raw(self: DicomPixels,
         with open_dataset(self.path)[0] as f: return self.raw(i, f)
     return b''.join(_swapped(f, *p) if self.swapped else _piece(f, *p) for p in self.table[i])
 
+# %% ../../nbs/10a_data.dicom.ipynb #b708b412
 def _piece(f, offset, length):
     f.seek(offset)
     return f.read(length)
@@ -402,7 +406,7 @@ def shows_flow(
     strong, lit = np.ptp(x[::2, ::2], -1) > 70, x[::2, ::2].max(-1) > 40
     return bool(strong.mean() > .005 and .02 < strong.sum()/max(lit.sum(), 1) < .6)
 
-# %% ../../nbs/10a_data.dicom.ipynb #b04bc77b
+# %% ../../nbs/10a_data.dicom.ipynb #3902a4a6
 def read_dicom(
     path: str|Path, # A DICOM file
 ) -> Clip: # Frames are decoded when asked for
@@ -410,6 +414,7 @@ def read_dicom(
     path = Path(path)
     with guarded(path, 'the header is damaged'): return _dicom_clip(path)
 
+# %% ../../nbs/10a_data.dicom.ipynb #e8611119
 def _dicom_clip(path):
     ds = read_dicom_header(path)
     if not ds.get('SOPClassUID') and 'Rows' not in ds: raise CineError('not a DICOM file')

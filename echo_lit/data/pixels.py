@@ -48,7 +48,7 @@ class Layout:
         n = self.rows*self.columns*self.samples*self.allocated//8
         return n*2//3 if self.tag == 'YBR_FULL_422' else n
 
-# %% ../../nbs/10_data.pixels.ipynb #81dd663e
+# %% ../../nbs/10_data.pixels.ipynb #47def8da
 def read_layout(
     ds: Dataset, # A DICOM header
     limit: int = 8192, # Most rows or columns believed
@@ -66,6 +66,7 @@ def read_layout(
     high = high if stored - 1 <= high < bits else stored - 1
     return Layout(h, w, samples, bits, stored, high, number('PixelRepresentation', 0) == 1, number('PlanarConfiguration', 0), tag)
 
+# %% ../../nbs/10_data.pixels.ipynb #55674746
 def numbers(
     ds: Dataset, # A DICOM header
     name: str, # Keyword of an attribute
@@ -122,7 +123,7 @@ def read_stream(
     if data[:2] == b'\xff\xd8': return _jpeg_stream(data)
     raise CineError('a frame is not a whole JPEG')
 
-# %% ../../nbs/10_data.pixels.ipynb #8c98dcf9
+# %% ../../nbs/10_data.pixels.ipynb #650b8bbc
 _FRAMES = (0xC0, 0xC1, 0xC2, 0xC3, 0xF7)
 
 def _jpeg_stream(data):
@@ -150,6 +151,7 @@ def _jpeg_space(n, jfif, adobe, ids, sampling):
     if ids == b'RGB': return 'rgb', 'JPEG component ids'
     return ('ybr', 'JPEG subsampling') if len(set(sampling)) > 1 else (None, '')
 
+# %% ../../nbs/10_data.pixels.ipynb #5a74ab58
 def _j2k_stream(data):
     if len(data) < 42: raise CineError('a frame is not a whole JPEG 2000 image')
     x1, y1, x0, y0 = struct.unpack('>4L', data[8:24])
@@ -230,7 +232,7 @@ def colour_space(
     if grey_share(x, told) < .2 and grey_share(x, other) > .5: return other, f'pixels, against tag {tag}'
     return told, f'tag {tag}'
 
-# %% ../../nbs/10_data.pixels.ipynb #83b2630b
+# %% ../../nbs/10_data.pixels.ipynb #82d0560b
 def grey_table(
     ds: Dataset, # A DICOM header
     at: Layout, # Its layout
@@ -250,6 +252,7 @@ def grey_table(
     y = y.clip(0, 255).astype(np.uint8)
     return (255 - y if at.tag == 'MONOCHROME1' else y), how
 
+# %% ../../nbs/10_data.pixels.ipynb #673d6d73
 def windowed(
     x: np.ndarray, # Values
     centre: float, # WindowCenter
@@ -263,7 +266,7 @@ def windowed(
     else: y = ((x - centre + .5)/(width - 1) + .5)*255
     return y.clip(0, 255).round()
 
-# %% ../../nbs/10_data.pixels.ipynb #18321513
+# %% ../../nbs/10_data.pixels.ipynb #cce230fb
 def palette_table(
     ds: Dataset, # A DICOM header with a palette
     at: Layout, # Its layout
@@ -279,12 +282,14 @@ def palette_table(
         t = t[(x - first).clip(0, len(t) - 1)]
     return (t >> 8 if t.max() > 255 else t).astype(np.uint8)
 
+# %% ../../nbs/10_data.pixels.ipynb #61789c5e
 def _lookup(element, n, big):
     raw, order = element.value, '>' if big else '<'
     if len(raw) >= 2*n: return np.frombuffer(raw[:2*n], order + 'u2').astype(np.int64)
     if big and element.VR == 'OW': raw = np.frombuffer(raw[:len(raw)//2*2], '>u2').astype('<u2').tobytes()
     return np.frombuffer(raw[:n], np.uint8).astype(np.int64)
 
+# %% ../../nbs/10_data.pixels.ipynb #65ecaf48
 def to_rgb(
     x: np.ndarray, # Stored numbers `[H,W]` or `[H,W,3]`
     at: Layout, # Their layout
