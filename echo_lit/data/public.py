@@ -49,7 +49,7 @@ def _picture(path):
     if x is None: raise CineError(f'{path.name}: not a readable picture')
     return x
 
-# %% ../../nbs/17d_data.public.ipynb #7e9d4f2b
+# %% ../../nbs/17d_data.public.ipynb #2b65f28c
 class Ev9v(Dataset):
     "Cines of nine standard views."
     name = 'ev9v'
@@ -71,17 +71,21 @@ class Ev9v(Dataset):
                 yield self._cine(name.strip()) | dict(name=name.strip(), kind='bmode', view=self.views[code], view_code=code,
                                                       split=side.replace('validation', 'val'))
 
-    def _cine(self, name):
-        folder, video = self.root/'Images'/name, f'Videos/{name}.mp4'
-        if (self.root/video).is_file() or not folder.is_dir(): return dict(path=video)
-        frames = sorted(folder.glob('frame_*.jpg'))
-        return dict(path=f'Images/{name}/{frames[0].name}' if frames else f'Images/{name}', n_frames=len(frames), fps=30.)
+    def read(self, row) -> Clip: return _video_or_frames(self.root/row.path, row.fps)
 
-    def read(self, row) -> Clip:
-        path = self.root/row.path
-        return read_cine(path) if path.suffix == '.mp4' else read_stills(sorted(path.parent.glob('frame_*.jpg')), row.fps)
+# %% ../../nbs/17d_data.public.ipynb #c415cdc0
+@patch
+def _cine(self: Ev9v, name: str) -> dict:
+    "Where a cine is, as video or as frames."
+    folder, video = self.root/'Images'/name, f'Videos/{name}.mp4'
+    if (self.root/video).is_file() or not folder.is_dir(): return dict(path=video)
+    frames = sorted(folder.glob('frame_*.jpg'))
+    return dict(path=f'Images/{name}/{frames[0].name}' if frames else f'Images/{name}', n_frames=len(frames), fps=30.)
 
-# %% ../../nbs/17d_data.public.ipynb #cf823ff3
+def _video_or_frames(path, fps):
+    return read_cine(path) if path.suffix == '.mp4' else read_stills(sorted(path.parent.glob('frame_*.jpg')), fps)
+
+# %% ../../nbs/17d_data.public.ipynb #c7dfd54b
 class Tmed2(Dataset):
     "Stills with views, and studies graded for aortic stenosis."
     name = 'tmed-2'
@@ -107,9 +111,10 @@ class Tmed2(Dataset):
 
     def read(self, row) -> Clip: return read_stills([self.root/row.path])
 
+# %% ../../nbs/17d_data.public.ipynb #5a9fed58
 def _side(x): return x if x in ('train', 'val', 'test') else None
 
-# %% ../../nbs/17d_data.public.ipynb #19e3a749
+# %% ../../nbs/17d_data.public.ipynb #c0bb122a
 class Unity(Dataset):
     "Stills with landmarks and curves."
     name = 'unity'
@@ -133,6 +138,7 @@ class Unity(Dataset):
     def read(self, row) -> Clip: return read_stills([self.root/row.path])
     def tracings(self, clip_id: str) -> list[Tracing]: return _landmarks(self.drawn[Path(self.row(clip_id).path).name])
 
+# %% ../../nbs/17d_data.public.ipynb #0ac58570
 def _landmarks(entry):
     "What was placed on a frame; several readings of one landmark are several tracings."
     out = []
@@ -143,7 +149,7 @@ def _landmarks(entry):
             if x and len(x) == len(y): out.append(Tracing(0, label, np.array([x, y]).T, closed=False))
     return out
 
-# %% ../../nbs/17d_data.public.ipynb #5197eb66
+# %% ../../nbs/17d_data.public.ipynb #686f6a74
 _PARTS = ('xl/worksheets/sheet1.xml', 'xl/sharedStrings.xml')
 
 def read_sheet(
@@ -166,6 +172,7 @@ def read_sheet(
         names.append(said or f'{last}, {i}')
     return pd.DataFrame([[r.get(i) for i in range(len(names))] for r in rows[1:] if r], columns=names)
 
+# %% ../../nbs/17d_data.public.ipynb #618f7be1
 def _cells(row, words):
     "{column: text} of a row."
     out = {}
@@ -177,7 +184,7 @@ def _cells(row, words):
         out[column] = words[int(value)] if c.get('t') == 's' else value
     return out
 
-# %% ../../nbs/17d_data.public.ipynb #aead88c9
+# %% ../../nbs/17d_data.public.ipynb #ed71649d
 class HmcQu(Dataset):
     "Apical cines of suspected infarction, the ventricle's wall segmented over one beat."
     name = 'hmc-qu'
@@ -201,16 +208,18 @@ class HmcQu(Dataset):
         other = {k: v for k, v in r.items() if not k.startswith(('ECHO', 'One cardiac-cycle', 'LV Wall'))}
         return other | dict(first_frame=int(first) - 1 if first >= 1 else None)
 
-    def masks(self, clip_id: str) -> list[Mask]:
-        row = self.row(clip_id)
-        folder, key = self.root/'LV Ground-truth Segmentation Masks', _squeezed('Mask_' + Path(row.path).stem)
-        path = next((p for p in sorted(folder.glob('*.mat')) if _squeezed(p.stem) == key), None)
-        if path is None or not row.first_frame >= 0: return []
-        return _wall(path, int(row.first_frame), self.clip(clip_id))
+    def masks(self, clip_id: str) -> list[Mask]: return _walls(self, clip_id)
 
 def _squeezed(name): return re.sub(r'\s', '', str(name))
 
-# %% ../../nbs/17d_data.public.ipynb #b79048ca
+# %% ../../nbs/17d_data.public.ipynb #d8b5f6d9
+def _walls(self, clip_id):
+    "The masks that belong to a clip, of one beat."
+    row = self.row(clip_id)
+    folder, key = self.root/'LV Ground-truth Segmentation Masks', _squeezed('Mask_' + Path(row.path).stem)
+    path = next((p for p in sorted(folder.glob('*.mat')) if _squeezed(p.stem) == key), None)
+    return _wall(path, int(row.first_frame), self.clip(clip_id)) if path and row.first_frame >= 0 else []
+
 def _wall(path, first, clip):
     "Masks of a MATLAB file, on the frames and in the size of their clip."
     from scipy.io import loadmat
@@ -222,7 +231,7 @@ def _wall(path, first, clip):
     sized = [cv2.resize((m > 0).astype(np.uint8), (clip.width, clip.height), interpolation=cv2.INTER_NEAREST) for m in x]
     return [Mask(first + i, m, {1: 'LV wall'}) for i, m in enumerate(sized)]
 
-# %% ../../nbs/17d_data.public.ipynb #80f91122
+# %% ../../nbs/17d_data.public.ipynb #a216e062
 class CardiacUdc(Dataset):
     "Apical cines of six sites, some frames segmented."
     name = 'cardiac-udc'
@@ -248,29 +257,26 @@ class CardiacUdc(Dataset):
             who = re.match(r'([a-z]+)-(\d+)-(\d)_', path.name)
             patient = f'{path.parent.name}/{who[1]}-{who[2]}' if who else None
             row = dict(path=path.relative_to(self.root).as_posix(), patient_id=patient, study_id=patient, kind='bmode', split_source=None)
-            yield row | dict(view='A4C' if who and who[3] == '4' else None, site=path.parent.name, masked=self._gt(path).is_file())
+            yield row | dict(view='A4C' if who and who[3] == '4' else None, site=path.parent.name, masked=_gt(path).is_file())
 
-# %% ../../nbs/17d_data.public.ipynb #aeed159d
-@patch
-def _gt(self: CardiacUdc, path: Path) -> Path: return path.with_name(path.name.replace('_image.nii', '_label.nii'))
+    def read(self, row) -> Clip: return _turned(read_nifti(self.root/row.path), self.turn, self.turns[self.turn])
+    def masks(self, clip_id: str) -> list[Mask]:
+        return _sparse(self.root/self.row(clip_id).path, self.turns[self.turn], self.structures)
 
-@patch
-def read(self: CardiacUdc, row: pd.Series) -> Clip:
-    clip, turn = read_nifti(self.root/row.path), self.turns[self.turn]
-    if self.turn == 'stored': return clip
+# %% ../../nbs/17d_data.public.ipynb #35ce953b
+def _gt(path): return path.with_name(path.name.replace('_image.nii', '_label.nii'))
+
+def _turned(clip, name, turn):
+    "A clip whose frames are turned as they are read."
+    if name == 'stored': return clip
     stored, (x, y) = clip.read, clip.cm_per_px or (None, None)
     clip.read = lambda idx: np.ascontiguousarray(turn(stored(idx)))
     clip.height, clip.width, clip.cm_per_px = clip.width, clip.height, (y, x) if x else None
     return clip
 
-@patch
-def masks(
-    self: CardiacUdc,
-    clip_id: str, # Of the table
-) -> list[Mask]: # Only frames with something painted; some are outlines, not areas
-    "The segmentation of a clip."
-    path = self.root/self.row(clip_id).path
-    if not self._gt(path).is_file(): return []
+def _sparse(path, turn, structures):
+    "Frames of a cine with something painted; some are outlines, not areas."
+    if not _gt(path).is_file(): return []
     clip = read_nifti(path)
-    x = self.turns[self.turn](read_labels(self._gt(path), (len(clip), clip.height, clip.width)))
-    return [Mask(i, np.ascontiguousarray(m), self.structures) for i, m in enumerate(x) if m.any()]
+    x = turn(read_labels(_gt(path), (len(clip), clip.height, clip.width)))
+    return [Mask(i, np.ascontiguousarray(m), structures) for i, m in enumerate(x) if m.any()]
