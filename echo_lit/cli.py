@@ -15,7 +15,7 @@ from .core import EchoError, plain_text
 # %% auto #0
 __all__ = ['DONE', 'SOME_FAILED', 'NOTHING', 'say', 'text_table', 'csv_text', 'show_result', 'summary_row', 'interpret_studies',
            'write_phantoms', 'train_recipe', 'measure_bundle', 'show_benchmark', 'show_models', 'flat_metrics',
-           'scan_archive', 'parser', 'run', 'main']
+           'scan_archive', 'deidentify_archive', 'parser', 'run', 'main']
 
 # %% ../nbs/61_cli.ipynb #6e1c9f91
 DONE, SOME_FAILED, NOTHING = 0, 3, 2
@@ -235,7 +235,30 @@ def scan_archive(
     say(f'manifest in {write_manifest(table, args.out)}')
     return SOME_FAILED if len(lost) else DONE
 
-# %% ../nbs/61_cli.ipynb #c86056e1
+# %% ../nbs/61_cli.ipynb #f74f606d
+def deidentify_archive(
+    args: argparse.Namespace, # src, dst, keys, stills, format
+) -> int: # Exit code
+    "`echo_lit deid`."
+    from echo_lit.data.deid import deidentify
+    rows = deidentify(args.src, args.dst, args.keys, args.stills, args.format, progress=_bar('de-identifying'))
+    left = [(plain_text(r.original, 40), r.status, plain_text(r.detail or r.reason, 90)) for r in rows if r.status != 'written']
+    say(f'{len(rows) - len(left)} of {len(rows)} files written, de-identified by allow-list')
+    if left: say('', *text_table(left, ('not written', '', 'reason')))
+    keys = args.keys or args.dst.with_name(args.dst.name + '-keys')
+    say('', f'  {args.dst/"audit.csv"}', f'  {keys}: the key and the key map, not to be handed out')
+    if len(left) == len(rows): return NOTHING
+    return SOME_FAILED if {'refused', 'failed'} & {status for _, status, _ in left} else DONE
+
+def _add_deid(command):
+    add = command('deid', deidentify_archive, 'De-identify by allow-list: new files that hold the imaging sector and little else.')
+    add('src', type=Path, metavar='SRC', help='folder or file: DICOM, AVI, MP4')
+    add('dst', type=Path, metavar='DST', help='folder to write to, with audit.csv')
+    add('--keys', type=Path, metavar='DIR', help='folder of the key and the key map; made if missing; leave it out for DST-keys')
+    add('--stills', action='store_true', help='pass on stills too; look at them first')
+    add('--format', choices=('dicom', 'mp4'), help='of the output; leave it out for DICOM from DICOM, MP4 from videos')
+
+# %% ../nbs/61_cli.ipynb #20944f28
 def parser() -> argparse.ArgumentParser: # With a function for each command
     "Words and options of the command."
     p = argparse.ArgumentParser('echo_lit', description='Echocardiography foundation models. Research use only, not for diagnosis.')
@@ -248,6 +271,7 @@ def parser() -> argparse.ArgumentParser: # With a function for each command
     _add_interpret(command)
     _add_phantom(command)
     _add_scan(command)
+    _add_deid(command)
     add = command('train', train_recipe, 'Follow a training recipe.')
     add('recipe', help='name such as phantom-tiny, or a TOML file')
     add('settings', nargs='*', metavar='key=value', help='data=CORPUS out=FOLDER, and any setting of the recipe as section.key=value')
