@@ -97,7 +97,8 @@ def _create_batch(self, items):
 
 def _len(self):
     left = max(0, self.items - self.position.done - self.rank)
-    return -(-(-(-left//self.world))//self.bs)
+    mine = (left + self.world - 1)//self.world
+    return (mine + self.bs - 1)//self.bs
 
 def _iter(self):
     for batch, lost, count in DataLoader.__iter__(self):
