@@ -96,7 +96,7 @@ def pyav_some(
         s.thread_type, wanted = 'AUTO', set(spread(s.frames, n).tolist())
         return np.stack([f.to_ndarray(format='rgb24') for i, f in enumerate(box.decode(s)) if i in wanted])
 
-# %% ../../nbs/52_evaluate.benchmark.ipynb #fcadb681
+# %% ../../nbs/52_evaluate.benchmark.ipynb #45899b2e
 def torchcodec_some(
     path: str, # A video
     n: int, # Frames wanted
@@ -110,8 +110,8 @@ def echo_lit_some(
     path: str, # A video
     n: int, # Frames wanted
 ) -> np.ndarray: # uint8 RGB `[n,H,W,3]`
-    "The wanted frames by `read_cine`."
-    clip = read_cine(path)
+    "The wanted frames by `read_cine`, told the kind of the clip, as a loader with a manifest tells it."
+    clip = read_cine(path, kind='bmode')
     return clip[spread(len(clip), n)]
 
 def readers() -> dict[str, Callable]: # By name, those that can be used here
