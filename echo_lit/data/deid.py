@@ -31,9 +31,9 @@ from .sector import find_sector
 from .study import read_header, study_files
 
 # %% auto #0
-__all__ = ['VENDORS', 'ALLOWED', 'LIMIT', 'FEW', 'write_private', 'Keys', 'save_map', 'allowed_values', 'shifted_date',
-           'extremes', 'static_strokes', 'box_outline', 'letters', 'Refused', 'kept_sector', 'new_header', 'Owner',
-           'read_owner', 'Audit', 'deidentify_file', 'deidentify', 'write_audit']
+__all__ = ['VENDORS', 'ALLOWED', 'LIMIT', 'FEW', 'SUFFIXES', 'write_private', 'Keys', 'save_map', 'allowed_values',
+           'shifted_date', 'extremes', 'static_strokes', 'box_outline', 'letters', 'Refused', 'kept_sector',
+           'new_header', 'Owner', 'read_owner', 'Audit', 'deidentify_file', 'deidentify', 'write_audit']
 
 # %% ../../nbs/12a_data.deid.ipynb #f7afc43d
 def write_private(
@@ -258,7 +258,7 @@ def read_owner(
     series, instance = text('SeriesInstanceUID') or study, text('SOPInstanceUID') or f'bytes {content_id(path)}'
     return Owner(text('PatientID') or study, study, series, instance, text('StudyDate'))
 
-# %% ../../nbs/12a_data.deid.ipynb #adab0b2c
+# %% ../../nbs/12a_data.deid.ipynb #ea4b896f
 @dataclass
 class Audit:
     "What became of one file; fit to be handed out."
@@ -275,13 +275,15 @@ class Audit:
     original: str = field(default='', repr=False) # Its name, for the owner's screen; not written
     detail: str = field(default='', repr=False) # The error as it was, likewise
 
+SUFFIXES = ('.dcm', '.dicom', '.ima', '.avi', '.mp4')
+
 def _aside(path, ds):
     if aside := read_header(path).aside: return aside
     captured = str(ds.get('SOPClassUID', '')).startswith('1.2.840.10008.5.1.4.1.1.7') or ds.get('ConversionType')
     if captured: return 'capture', 'a captured screen'
     if (ds.get('Modality') or 'US') not in ('US', 'IVUS'): return 'other', 'not ultrasound'
 
-# %% ../../nbs/12a_data.deid.ipynb #e5bec6d2
+# %% ../../nbs/12a_data.deid.ipynb #f1f5d3e4
 def deidentify_file(
     path: str|Path, # DICOM, AVI or MP4
     dst: str|Path, # Output folder
@@ -295,6 +297,7 @@ def deidentify_file(
     row = Audit(keys.code('file', str(path.resolve())), original=path.name)
     try:
         kind, ds = file_kind(path), Dataset()
+        if kind is None and path.suffix.lower() in SUFFIXES: raise EchoError('not what its name says, or empty')
         if kind is None: return _closed(row, 'set aside', 'other', 'not a DICOM, AVI or MP4 file')
         if kind == 'dicom':
             with guarded(path, 'the header is damaged'): ds = pydicom.dcmread(path, stop_before_pixels=True, force=True)
