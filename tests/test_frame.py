@@ -81,9 +81,9 @@ def test_no_key_in_two_places(root):
     assert not static & set(toml['project']['dynamic'])
 
 
-def requirement_names(root):
+def requirement_names(root, keys=('requirements', 'dev_requirements')):
     ini, _ = metadata(root)
-    lines = ini['requirements'].split('\n') + ini['dev_requirements'].split('\n')
+    lines = [line for key in keys for line in ini[key].split('\n')]
     return {re.match(r'[\w.-]+', line.strip())[0].lower().replace('_', '-') for line in lines if line.strip()}
 
 
@@ -101,4 +101,5 @@ def test_each_import_is_declared(root):
             if isinstance(node, ast.Import): used |= {a.name.split('.')[0] for a in node.names}
             if isinstance(node, ast.ImportFrom) and not node.level: used.add(node.module.split('.')[0])
     used -= {*sys.stdlib_module_names, 'echo_lit'}
-    assert {package.get(name, name).lower().replace('_', '-') for name in used} <= requirement_names(root)
+    declared = requirement_names(root) | requirement_names(root, ('codecs_requirements',))
+    assert {package.get(name, name).lower().replace('_', '-') for name in used} <= declared
