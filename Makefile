@@ -13,9 +13,9 @@ demo: setup
 
 samples: setup
 	@rm -rf data_samples/dicom data_samples/avi data_samples/mp4
-	@$(echo_lit) phantom data_samples/dicom --seed 295 --seconds 1.4
-	@$(echo_lit) phantom data_samples/avi --seed 123 --seconds 1.4 --format avi
-	@$(echo_lit) phantom data_samples/mp4 --seed 331 --seconds 1.4 --format mp4
+	@$(echo_lit) phantom data_samples/dicom --seed 295 --seconds 1.3
+	@$(echo_lit) phantom data_samples/avi --seed 123 --seconds 1.3 --format avi
+	@$(echo_lit) phantom data_samples/mp4 --seed 331 --seconds 1.3 --format mp4
 
 test: setup
 	@$(python) tools/test.py quick

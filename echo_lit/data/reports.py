@@ -30,8 +30,8 @@ class Sentence:
         "The main finding."
         return self.findings[0] if self.findings else None
 
-# %% ../../nbs/14a_data.reports.ipynb #e8ece963
-@dataclass
+# %% ../../nbs/14a_data.reports.ipynb #f0615411
+@dataclass(repr=False)
 class Report:
     "Sentences by section."
     sections: dict[str,list[Sentence]] # In the order of `SECTIONS`
@@ -43,6 +43,7 @@ class Report:
         "One line per section, the heading first."
         return '\n'.join(f'{section}: ' + ' '.join(s.text for s in sentences) for section, sentences in self.sections.items())
     def __str__(self): return self.text
+    def __repr__(self): return f'Report({len(self.sections)} sections, {sum(map(len, self.sections.values()))} sentences)'
     def _repr_html_(self):
         def shown(s):
             said = html.escape('; '.join(map(str, s.findings)), quote=True)

@@ -14,8 +14,8 @@ from ..vocabulary import FINE_VIEWS
 
 # %% auto #0
 __all__ = ['SHOTS', 'Shot', 'Probe', 'random_probe', 'landmark', 'Plane', 'soft', 'Canvas', 'ellipsoid', 'segment', 'along',
-           'ventricle', 'Slice', 'paint_sac', 'paint_chambers', 'paint_papillary', 'leaflets', 'paint_valves',
-           'paint_bright_things', 'heart_slice', 'cava_slice', 'arch_slice']
+           'flattened', 'ventricle', 'Slice', 'paint_sac', 'paint_chambers', 'paint_papillary', 'leaflets',
+           'paint_valves', 'paint_bright_things', 'heart_slice', 'cava_slice', 'arch_slice']
 
 # %% ../../nbs/15a_data.slices.ipynb #ffb72fe8
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ SHOTS = {s.code: s for s in (
     Shot('subcostal_ivc', 'cava', direction(0), -AXIS, 2.2, 8.0),
     Shot('ssn_arch', 'arch', direction(0), AXIS, 0., 5.4, 0, 14.))}
 
-# %% ../../nbs/15a_data.slices.ipynb #04c3c7df
+# %% ../../nbs/15a_data.slices.ipynb #efa891a6
 @dataclass(frozen=True)
 class Probe:
     "A shot as one hand and one machine take it."
@@ -82,7 +82,7 @@ def random_probe(
     r = np.random.default_rng([seed, 21])
     u = r.uniform
     return Probe(shot, seed, max(shot.depth, _reach(shot, heart))*u(.97, 1.15), u(.2, 1.4), u(36, 47), u(-.7, .7), u(-.5, .6),
-                 u(-10, 10), u(-9, 9), u(-6, 6), r.beta(4, 2), u(-10, 5), u(3, 40), u(0, .25), int(r.integers(4)))
+                 u(-10, 10), u(-9, 9), u(-6, 6), r.beta(4, 2), u(-7, 5), u(3, 40), u(0, .25), int(r.integers(4)))
 
 def _reach(shot, heart) -> float:
     "Depth in cm that keeps the heart inside the sector."
@@ -203,6 +203,18 @@ def along(
     s = sum(v*np.float32(e) for v, e in zip(w, axis))
     return s, np.sqrt(np.maximum(sum(v*v for v in w) - s*s, 0))
 
+# %% ../../nbs/15a_data.slices.ipynb #b7328488
+def flattened(
+    p: list, # x, y, z `[ranges, beams]` of a plane's samples, cm
+    point, # [3] cm
+    share: float, # Of what lies across the plane, the part that is kept
+) -> list: # x, y, z arrays, cm
+    "From a point to the samples, the plane brought nearer: a beam is thick, and a hand seeks what it wants to show."
+    corner = lambda i, j: np.array([q[i, j] for q in p], float)
+    normal = _unit(np.cross(corner(-1, 0) - corner(0, 0), corner(-1, -1) - corner(0, 0)))
+    off = (1 - share)*((corner(0, 0) - point)@normal)*normal
+    return [q - np.float32(c + o) for q, c, o in zip(p, point, off)]
+
 # %% ../../nbs/15a_data.slices.ipynb #cd6980b1
 _PROFILE = bullet(np.linspace(0, 1, 1001)).astype(np.float32)
 
@@ -291,7 +303,7 @@ def paint_papillary(s: Slice):
         c.blood *= 1 - m
         c.echo += m*(np.float32(.10) - c.echo)
 
-# %% ../../nbs/15a_data.slices.ipynb #f1ab2342
+# %% ../../nbs/15a_data.slices.ipynb #41e6141b
 def leaflets(
     r: np.ndarray, # cm from the axis of the ring
     z: np.ndarray, # cm from the apex
@@ -316,21 +328,21 @@ def paint_valves(s: Slice):
     c.bright(leaflets(s.tv_r, s.z, ring, a.tricuspid_z, a.mitral, np.float32(.95*ring)), .09, .25)
     side = np.hypot(s.root_r - np.float32(.9*a.aortic), np.maximum(np.abs(s.root_s - .75) - .45, 0))
     closed = np.hypot(np.maximum(s.root_r - 1, 0) + 9*a.aortic, s.root_s - .4)
-    c.bright(np.minimum(side, closed), .13 if calcified else .07, 1.2 if calcified else .22)
-    if calcified: c.bright(np.hypot(s.root_r - .75, s.root_s - .3), .22, 1.6)
+    c.bright(np.minimum(side, closed), .17 if calcified else .07, 4. if calcified else .22)
+    if calcified: c.bright(np.hypot(s.root_r - .75, s.root_s - .3), .28, 6.)
 
-# %% ../../nbs/15a_data.slices.ipynb #9dbe01de
+# %% ../../nbs/15a_data.slices.ipynb #328bc8c9
 def paint_bright_things(s: Slice):
     "Mitral annular calcification behind, a pacemaker lead through the tricuspid valve."
     a, h, c = s.a, s.a.heart, s.canvas
     if h.mac:
         behind = np.cos(s.phi - np.float32(np.deg2rad(315))) > .1
-        c.bright(np.where(behind, np.hypot(s.rho - np.float32(a.annulus + .18), s.z - np.float32(a.base_z - .05)), 9), .33, 3.)
+        c.bright(np.where(behind, np.hypot(s.rho - np.float32(a.annulus + .22), s.z - np.float32(a.base_z - .05)), 9), .42, 8.)
     if h.lead:
-        top = a.ra_centre + 1.6*AXIS + .4*a.out
-        tip = a.rv_centre*np.array([1, 1, 0]) + 1.8*a.out + .30*h.length*AXIS
-        d = np.minimum(segment(s.p, top, a.tricuspid + .4*AXIS), segment(s.p, a.tricuspid + .4*AXIS, tip))
-        c.bright(np.maximum(d - .12, 0), .10, 4.)
+        valve = a.tricuspid + .4*AXIS
+        top, tip = a.ra_centre + 1.6*AXIS + .4*a.out, a.rv_centre*np.array([1, 1, 0]) + 1.8*a.out + .30*h.length*AXIS
+        p, centre = flattened(s.p, valve, .2), np.zeros(3)
+        c.bright(np.maximum(np.minimum(segment(p, top - valve, centre), segment(p, centre, tip - valve)) - .12, 0), .12, 8.)
 
 def heart_slice(
     a: Anatomy,

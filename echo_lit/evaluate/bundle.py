@@ -29,8 +29,8 @@ from ..vocabulary import COARSE_VIEWS, FINDINGS, SECTION_VIEWS, SECTIONS
 # %% auto #0
 __all__ = ['WANTED', 'TARGETS', 'Record', 'read_phantom', 'study_vector', 'read_phantoms', 'finding_arrays', 'by_finding',
            'view_metrics', 'ef_metrics', 'retrieval_metrics', 'finding_metrics', 'corpus_queries', 'voted',
-           'relative_error', 'best_cut', 'best_gate', 'calibrate', 'bundle_metrics', 'headline', 'evaluate_bundle',
-           'results_table', 'findings_rows', 'model_card', 'commands']
+           'relative_error', 'best_cut', 'best_gate', 'least_similarity', 'calibrate', 'bundle_metrics', 'headline',
+           'evaluate_bundle', 'results_table', 'findings_rows', 'model_card', 'commands']
 
 # %% ../../nbs/53_evaluate.bundle.ipynb #7e0e542b
 @dataclass
@@ -235,7 +235,19 @@ def best_gate(
     good = [g for g in grid if (confidence >= g).any() and right[confidence >= g].mean() >= wanted]
     return round(float(min(good[0] if good else 1, np.quantile(confidence, 1 - keep))), 3)
 
-# %% ../../nbs/53_evaluate.bundle.ipynb #38827740
+# %% ../../nbs/53_evaluate.bundle.ipynb #ea4341ef
+def least_similarity(
+    machine: Interpreter, # Its bank is asked
+    queries: list[np.ndarray], # `[15,D]` of each validation study
+    seen: list[set], # Coarse views of each study
+    share: float = .01, # Of the validation sections, those that are lost
+) -> float: # Cosine
+    "Similarity to its nearest report that all but a share of the sections reach."
+    can = [[i for i, s in enumerate(SECTIONS) if v & set(SECTION_VIEWS[s])] for v in seen]
+    nearest = [machine.index.search(q[i], 1)[0].ravel() for q, i in zip(queries, can) if i]
+    return round(float(np.quantile(np.concatenate(nearest), share)), 3)
+
+# %% ../../nbs/53_evaluate.bundle.ipynb #4c2bd4d0
 WANTED = dict(present=.95, graded=.75, measured=.85) # Share of right answers among those written
 
 def calibrate(
@@ -253,7 +265,8 @@ def calibrate(
     cuts = {c: best_cut(*_shares(c, said, truths)) for c, t in FINDINGS.items() if t.kind == 'present' and sum(bool(x.get(c)) for x in truths) >= 5}
     said = votes(replace(settings, cuts=cuts))
     gate = {k: best_gate(*_sureness(k, said, truths), wanted) for k, wanted in WANTED.items()}
-    chosen = dict(k=settings.k, pool=settings.pool, temperature=settings.temperature, windows=settings.windows, gate=gate, cuts=cuts)
+    chosen = dict(k=settings.k, pool=settings.pool, temperature=settings.temperature, windows=settings.windows,
+                  similarity=least_similarity(machine, queries, seen), gate=gate, cuts=cuts)
     _set_config(Path(folder), interpret=chosen)
     return chosen
 

@@ -55,9 +55,9 @@ def token_batch(
     mask = [torch.ones(len(i), dtype=torch.bool) for i in ids]
     return nn.utils.rnn.pad_sequence(ids, batch_first=True), nn.utils.rnn.pad_sequence(mask, batch_first=True)
 
-# %% ../../nbs/21_models.text.ipynb #a79db3fb
+# %% ../../nbs/21_models.text.ipynb #1dd4b9f6
 class TextTower(nn.Module):
-    "BERT encoder whose first token, projected, is the vector of a text."
+    "BERT encoder whose mean token, projected, is the vector of a text."
     def __init__(self,
         vocab_size: int = 1500, # Tokens
         width: int = 128, # Length of a token's vector
@@ -89,7 +89,9 @@ class TextTower(nn.Module):
         mask: Tensor, # bool [B,L], True = valid
     ) -> Tensor: # [B,embed_dim]
         "Vectors of texts, not normalised."
-        return self.text_projection(self.bert(input_ids=ids, attention_mask=mask.long()).last_hidden_state[:, 0])
+        states = self.bert(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        share = mask/mask.sum(1, keepdim=True).clamp(min=1)
+        return self.text_projection((share[:, None].to(states.dtype) @ states)[:, 0])
 
 # %% ../../nbs/21_models.text.ipynb #de758ef4
 @patch

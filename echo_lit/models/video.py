@@ -51,9 +51,9 @@ def with_motion(
     grey = x.mean(1, keepdim=True)
     return torch.cat([x, F.pad(grey[:, :, 1:] - grey[:, :, :-1], (0, 0, 0, 0, 0, 1))], 1)
 
-# %% ../../nbs/20_models.video.ipynb #6ea2563c
+# %% ../../nbs/20_models.video.ipynb #29ebbadf
 class ResidualBlock(nn.Module):
-    "Two 3×3 convolutions with group normalisation, added to a shortcut."
+    "Two 3×3 convolutions with batch normalisation, added to a shortcut."
     def __init__(self,
         n_in: int, # Channels in
         n_out: int, # Channels out
@@ -62,17 +62,16 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False)
         self.conv2 = nn.Conv2d(n_out, n_out, 3, 1, 1, bias=False)
-        self.norm1, self.norm2 = nn.GroupNorm(n_out//16, n_out), nn.GroupNorm(n_out//16, n_out)
+        self.norm1, self.norm2 = nn.BatchNorm2d(n_out), nn.BatchNorm2d(n_out)
         self.shortcut = nn.Identity() if n_in == n_out and stride == 1 else nn.Sequential(
             nn.AvgPool2d(stride, ceil_mode=True), nn.Conv2d(n_in, n_out, 1, bias=False))
-        nn.init.zeros_(self.norm2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         "Feature map `[N,n_out,H/stride,W/stride]`."
         y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
         return F.relu(self.shortcut(x) + y)
 
-# %% ../../nbs/20_models.video.ipynb #125c0462
+# %% ../../nbs/20_models.video.ipynb #364d6c06
 class FrameEncoder(nn.Module):
     "Frames to feature maps, at a sixteenth of the resolution for three widths."
     def __init__(self,
@@ -82,7 +81,7 @@ class FrameEncoder(nn.Module):
         super().__init__()
         self.width = widths[-1]
         stem = [nn.PixelUnshuffle(4), nn.Conv2d(16*channels, widths[0], 3, 1, 1, bias=False),
-                nn.GroupNorm(widths[0]//16, widths[0]), nn.ReLU()]
+                nn.BatchNorm2d(widths[0]), nn.ReLU()]
         stages = [ResidualBlock(i, o, 1 + (k > 0)) for k, (i, o) in enumerate(zip((widths[0], *widths), widths))]
         self.layers = nn.Sequential(*stem, *stages)
 
@@ -123,7 +122,7 @@ def time_positions(
     wave = torch.arange(n)[:, None]*longest**(-torch.arange(0, width, 2)/width)
     return torch.cat([wave.sin(), wave.cos()], 1)
 
-# %% ../../nbs/20_models.video.ipynb #5a05c85a
+# %% ../../nbs/20_models.video.ipynb #65c8fd7f
 class FrameVideoTower(VideoTower):
     "Frame encoder, temporal transformer, mean and maximum over time."
     kind = 'frames'
@@ -150,7 +149,8 @@ class FrameVideoTower(VideoTower):
         "One token a frame, each aware of the others."
         x = with_motion(self.contract.normalise(clips))
         frames = x.transpose(1, 2).flatten(0, 1)                # [B*T,4,H,W]
-        x = self.token(self.encoder(frames)).unflatten(0, (len(clips), -1))
+        x = torch.cat([self.encoder(f) for f in frames.split(128)])   # pieces that fit the processor's memory caches
+        x = self.token(x).unflatten(0, (len(clips), -1))
         return self.transformer(x + time_positions(x.shape[1], x.shape[2]).to(x))
 
     def forward(self,

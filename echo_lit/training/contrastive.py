@@ -135,7 +135,7 @@ class ClipTeacher(nn.Module):
         queries = torch.einsum('bd,sdt->bst', F.normalize(e, dim=-1), self.project)
         return dict(findings=self.findings(e), queries=queries, scale=self.scale(), report_scale=self.report_scale())
 
-# %% ../../nbs/33_training.contrastive.ipynb #f0a4e570
+# %% ../../nbs/33_training.contrastive.ipynb #ea3d58d1
 def contrastive_target(
     study_rows: Tensor, # `[M]` row of the report of each clip
     y: Tensor, # `[M,C]` findings of each clip
@@ -150,6 +150,7 @@ def teacher_loss(
     bank: Tensor, # `[R,C]` findings of the reports
     same: Tensor, # bool `[R,R]` reports with equal words
     codec: FindingCodec, # Which findings
+    share: Tensor|None = None, # `[C]` weight of each finding
     weights: tuple[float, float] = (.2, .05), # Of the section part and of the whole-report part
 ) -> Tensor: # Scalar
     "Finding loss, sections pointing at reports, and clips meeting their report."
@@ -157,7 +158,7 @@ def teacher_loss(
     shares, asked = section_targets(y, bank, codec)
     sections = section_loss(out['queries'], texts, shares, asked, out['scale'])
     whole = (F.normalize(out['queries'], dim=-1)*asked[..., None]).sum(1)
-    return finding_loss(out['findings'], y, codec) + weights[0]*sections + weights[1]*clip_loss(whole, texts, out['report_scale'], same[study])
+    return finding_loss(out['findings'], y, codec, share) + weights[0]*sections + weights[1]*clip_loss(whole, texts, out['report_scale'], same[study])
 
 def contrastive_learner(
     dls: DataLoaders, # Clips uint8 `[B,3,T,H,W]` and targets from `contrastive_target`
@@ -166,9 +167,11 @@ def contrastive_learner(
     bank: Tensor, # `[R,C]` findings of these reports
     words: list[str], # `[R]` the reports, to know equal ones
     codec: FindingCodec, # Which findings
+    share: Tensor|None = None, # `[C]` weight of each finding, from `finding_share`
     weights: tuple[float, float] = (.2, .05), # Of the section part and of the whole-report part
     **kwargs, # To `echo_learner`: lr, wd, half, cbs
 ) -> Learner: # Its model holds the tower as `.video`
     "Learner that teaches a video tower what reports say."
-    loss = partial(teacher_loss, texts=F.normalize(texts, dim=-1), bank=bank, same=same_report(words, words), codec=codec, weights=weights)
+    loss = partial(teacher_loss, texts=F.normalize(texts, dim=-1), bank=bank, same=same_report(words, words), codec=codec,
+                   share=share, weights=weights)
     return echo_learner(dls, ClipTeacher(video, codec, texts.shape[1]), loss, **kwargs)

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from .loaders import FindingCodec
 
 # %% auto #0
-__all__ = ['FindingHead', 'finding_loss', 'Autocast', 'floated', 'ClipGradient', 'echo_learner', 'history', 'stage_key',
-           'run_stage']
+__all__ = ['FindingHead', 'finding_loss', 'finding_share', 'Autocast', 'floated', 'ClipGradient', 'echo_learner', 'history',
+           'stage_key', 'run_stage']
 
 # %% ../../nbs/31_training.learner.ipynb #52a81300
 class FindingHead(nn.Module):
@@ -44,19 +44,30 @@ class FindingHead(nn.Module):
     ) -> Tensor: # `[...,K]` raw columns
         return self.layers(x)
 
-# %% ../../nbs/31_training.learner.ipynb #9c8b95ea
+# %% ../../nbs/31_training.learner.ipynb #a5bd22ff
 def finding_loss(
     out: Tensor, # `[...,K]` raw columns
     y: Tensor, # `[...,C]` from `codec.encode`, NaN where nothing was said
     codec: FindingCodec, # Which findings
+    share: Tensor|None = None, # `[C]` weight of each finding, from `finding_share`; one if None
 ) -> Tensor: # Scalar
-    "Mean over what was said: cross-entropy per step of a grade, smooth L1 per measurement, each finding weighing one."
+    "Mean over what was said: cross-entropy per step of a grade, smooth L1 per measurement, each finding weighing its share."
     target, measured = codec.columns(y), codec.measured.to(out.device)
     said, filled, out = ~target.isnan(), target.nan_to_num(), out.float()
     steps = F.binary_cross_entropy_with_logits(out, filled, reduction='none')
     each = torch.where(measured, F.smooth_l1_loss(out, filled, beta=.5, reduction='none'), steps)
-    weight = said/torch.tensor(codec.widths, device=out.device)[codec.column.to(out.device)]
+    share = (1 if share is None else share.to(out.device))/torch.tensor(codec.widths, device=out.device)
+    weight = said*share[codec.column.to(out.device)]
     return (each*weight).sum()/weight.sum().clamp(min=1e-6)
+
+# %% ../../nbs/31_training.learner.ipynb #0e930fa3
+def finding_share(
+    y: Tensor, # `[n,C]` of the training rows, NaN where nothing was said
+    most: float = 10., # Largest weight
+) -> Tensor: # `[C]`, 1 for a finding that is said as often as the average one
+    "Weights that give every finding the same part of the loss."
+    n = (~y.isnan()).sum(0).float()
+    return (n.mean()/n.clamp(min=1)).clamp(max=most)
 
 # %% ../../nbs/31_training.learner.ipynb #51b062f1
 class Autocast(Callback):

@@ -23,8 +23,8 @@ from .loaders import FindingCodec
 from ..vocabulary import SECTIONS
 
 # %% auto #0
-__all__ = ['report_parts', 'part_batch', 'report_loader', 'FindingQueries', 'SectionReader', 'ReportTeacher', 'report_loss',
-           'text_learner', 'vector_loss']
+__all__ = ['report_parts', 'part_batch', 'report_loader', 'FindingQueries', 'ReportTeacher', 'report_loss', 'reading_loss',
+           'text_learner']
 
 # %% ../../nbs/33a_training.text.ipynb #84acfe29
 def report_parts(
@@ -86,45 +86,23 @@ class FindingQueries(nn.Module):
         which = torch.eye(len(SECTIONS), device=y.device).expand(len(y), -1, -1)
         return self.layers(torch.cat([x, which], 2))
 
-# %% ../../nbs/33a_training.text.ipynb #cff2bd86
-class SectionReader(nn.Module):
-    "Findings read off the heading token of their section."
-    def __init__(self,
-        codec: FindingCodec, # Which findings
-        width: int, # Of a token
-        headings: list[int], # `[15]` token of each section's heading
-    ):
-        super().__init__()
-        self.head = FindingHead(codec, width)
-        self.register_buffer('headings', torch.tensor(headings), persistent=False)
-        self.register_buffer('section', section_codes(codec).int().argmax(0)[codec.column], persistent=False)
-    def forward(self,
-        ids: Tensor, # int64 `[B,L]`
-        hidden: Tensor, # `[B,L,width]` tokens after the last layer
-    ) -> Tensor: # `[B,K]` raw columns
-        at = (ids[..., None] == self.headings).to(hidden.dtype)     # [B,L,15]
-        read = self.head(at.transpose(1, 2) @ hidden)               # [B,15,K]
-        return read.gather(1, self.section.expand(len(ids), 1, -1))[:, 0]
-
-# %% ../../nbs/33a_training.text.ipynb #8c9261f4
+# %% ../../nbs/33a_training.text.ipynb #f69d0b63
 class ReportTeacher(nn.Module):
     "A text tower, with the heads that only training needs."
     def __init__(self,
-        text: TextTower, # Trained in place; its tokenizer keeps headings whole
+        text: TextTower, # Trained in place
         codec: FindingCodec, # Which findings
     ):
         super().__init__()
         self.text, self.findings = text, FindingHead(codec, text.embed_dim)
-        self.reader = SectionReader(codec, text.sizes['width'], [text.tokenizer.token_to_id(f'{s.lower()}:') for s in SECTIONS])
         self.queries, self.scale, self.report_scale = FindingQueries(codec, text.embed_dim), Scale(20.), Scale()
     def forward(self,
         ids: Tensor, # int64 `[B,L]`
         mask: Tensor, # bool `[B,L]`
         y: Tensor, # `[B,C]` what the text says
     ) -> dict[str, Tensor]: # Everything `report_loss` wants
-        hidden = self.text.bert(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        e = self.text.text_projection(hidden[:, 0])
-        return dict(text=F.normalize(e.float(), dim=-1), findings=self.findings(e), read=self.reader(ids, hidden), queries=self.queries(y),
+        e = self.text(ids, mask)
+        return dict(text=F.normalize(e.float(), dim=-1), findings=self.findings(e), queries=self.queries(y),
                     scale=self.scale(), report_scale=self.report_scale())
 
 def report_loss(
@@ -133,12 +111,19 @@ def report_loss(
     codec: FindingCodec, # Which findings
     weights: tuple[float, float] = (.3, .1), # Of sections that find reports, of reports that find their own
 ) -> Tensor: # Scalar
-    "Say all findings, line by line and as a whole, be found by each section, be found as a whole."
+    "Say all findings, be found by each section, be found as a whole."
     target, asked = section_targets(y, y, codec)
     whole = (F.normalize(out['queries'], dim=-1)*asked[..., None]).sum(1)
-    return (finding_loss(out['findings'], y, codec) + finding_loss(out['read'], y, codec)
-            + weights[0]*section_loss(out['queries'], out['text'], target, asked, out['scale'])
+    return (reading_loss(out, y, codec) + weights[0]*section_loss(out['queries'], out['text'], target, asked, out['scale'])
             + weights[1]*clip_loss(whole, out['text'], out['report_scale']))
+
+def reading_loss(
+    out: dict[str, Tensor], # From a `ReportTeacher`
+    y: Tensor, # `[B,C]` what the texts say
+    codec: FindingCodec, # Which findings
+) -> Tensor: # Scalar
+    "Finding loss of the report's vector."
+    return finding_loss(out['findings'], y, codec)
 
 def text_learner(
     dls: DataLoaders, # From `report_loader`
@@ -147,14 +132,6 @@ def text_learner(
     weights: tuple[float, float] = (.3, .1), # See `report_loss`
     **kwargs, # To `echo_learner`: lr, wd, half, cbs
 ) -> Learner: # Its model holds the tower as `.text`
-    "Learner that teaches a text tower to read; its metric is what the vector alone still gets wrong."
-    loss, metrics = partial(report_loss, codec=codec, weights=weights), [partial(vector_loss, codec=codec)]
+    "Learner that teaches a text tower to read; its metric is what the vector still gets wrong."
+    loss, metrics = partial(report_loss, codec=codec, weights=weights), [partial(reading_loss, codec=codec)]
     return echo_learner(dls, ReportTeacher(text, codec), loss, metrics=metrics, **kwargs)
-
-def vector_loss(
-    out: dict[str, Tensor], # From a `ReportTeacher`
-    y: Tensor, # `[B,C]` what the texts say
-    codec: FindingCodec, # Which findings
-) -> Tensor: # Scalar
-    "Finding loss of the report's vector, without the help of its headings."
-    return finding_loss(out['findings'], y, codec)
