@@ -85,7 +85,7 @@ class EchoLoader(DataLoader):
         self.rank, self.world, self.failures = rank, world, {}
         super().__init__(range(n), bs=bs, num_workers=workers, retain=lambda r, b: r, **kwargs)
 
-# %% ../../nbs/30a_training.batches.ipynb #1c8ec677
+# %% ../../nbs/30a_training.batches.ipynb #6cf0c623
 def _get_idxs(self):
     p = self.position
     return [(p.epoch, int(i)) for i in p.order(self.items, self.rank, self.world, weights=self.weights, shuffle=self.shuffled)]
