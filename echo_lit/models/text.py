@@ -55,9 +55,9 @@ def token_batch(
     mask = [torch.ones(len(i), dtype=torch.bool) for i in ids]
     return nn.utils.rnn.pad_sequence(ids, batch_first=True), nn.utils.rnn.pad_sequence(mask, batch_first=True)
 
-# %% ../../nbs/21_models.text.ipynb #1dd4b9f6
+# %% ../../nbs/21_models.text.ipynb #78ebc8ef
 class TextTower(nn.Module):
-    "BERT encoder whose mean token, projected, is the vector of a text."
+    "BERT encoder whose mean or first token, projected, is the vector of a text."
     def __init__(self,
         vocab_size: int = 1500, # Tokens
         width: int = 128, # Length of a token's vector
@@ -67,12 +67,14 @@ class TextTower(nn.Module):
         context: int = 512, # Longest sequence
         hidden: int|None = None, # Width inside the feed-forward layers; None: four times the width
         dropout: float = 0.1, # While training
+        pool: str = 'mean', # Over the tokens; 'first' for published towers
         tokenizer: Tokenizer|None = None, # Needed by `encode`
     ):
         from transformers import BertConfig, BertModel
         super().__init__()
         self.sizes = dict(vocab_size=vocab_size, width=width, layers=layers, heads=heads, embed_dim=embed_dim, context=context,
-                          hidden=hidden or 4*width, dropout=dropout)
+                          hidden=hidden or 4*width, dropout=dropout, pool=pool)
+        if pool not in ('mean', 'first'): raise ValueError(f"pool is 'mean' or 'first', got {pool!r}")
         self.embed_dim, self.context, self.tokenizer = embed_dim, context, tokenizer
         self.bert = BertModel(BertConfig(
             vocab_size=vocab_size, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
@@ -90,6 +92,7 @@ class TextTower(nn.Module):
     ) -> Tensor: # [B,embed_dim]
         "Vectors of texts, not normalised."
         states = self.bert(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        if self.sizes['pool'] == 'first': return self.text_projection(states[:, 0])
         share = mask/mask.sum(1, keepdim=True).clamp(min=1)
         return self.text_projection((share[:, None].to(states.dtype) @ states)[:, 0])
 

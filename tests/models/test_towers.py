@@ -80,7 +80,7 @@ def test_mvit_gradients_are_torchvisions():
 
 
 def test_bert_tower_gives_the_published_embedding():
-    tower = fill(TextTower(vocab_size=30522, width=768, layers=12, heads=12, embed_dim=512))
+    tower = fill(TextTower(vocab_size=30522, width=768, layers=12, heads=12, embed_dim=512, pool='first'))
     ids = torch.arange(512)*37 % 30000 + 5
     ids[0], ids[511] = 2, 3
     ids = ids.repeat(2, 1)
