@@ -125,7 +125,7 @@ def text_tower(
     tower.load_state_dict({k: v for k, v in state.items() if k != 'tokenizer'})
     return tower.eval()
 
-# %% ../../nbs/34a_training.recipe.ipynb #ef3e0638
+# %% ../../nbs/34a_training.recipe.ipynb #e27e4be1
 def view_stage(
     recipe: dict, # Settings
     corpus: Corpus, # Clips
@@ -150,7 +150,7 @@ def video_stage(
     c, words, y = recipe['video'], corpus.studies.report.tolist(), clip_targets(corpus, codec)
     target = contrastive_target(torch.from_numpy(corpus.study_rows), y)
     def loaders(bs: int, frames: int|None) -> DataLoaders:
-        return clip_loaders(corpus, target, recipe['valid'], bs, Augment(), frames, recipe['seed'])
+        return clip_loaders(corpus, target, recipe['valid'], bs, Augment(), frames, frames, recipe['seed'])
     learn = contrastive_learner(loaders(c['still_batch'], c['stills']), bundle.video, bundle.text.encode(words).clone(), codec.encode(corpus.findings),
                                 words, codec, finding_share(y), lr=c['lr'], wd=c['decay'])
     fit(learn, c['still_epochs'], quiet)

@@ -30,7 +30,7 @@ def view_weights(
     weight = torch.where(count > 0, count.clamp(min=1)**-.5, 0.)
     return weight/weight[count > 0].mean()
 
-# %% ../../nbs/32_training.views.ipynb #c7bf8f65
+# %% ../../nbs/32_training.views.ipynb #af13a5e4
 def view_loaders(
     corpus: Corpus, # Clips and their views
     valid: float = .1, # Share of the patients held back
@@ -40,7 +40,7 @@ def view_loaders(
     seed: int = 0, # Of the cut and the augmentation
 ) -> DataLoaders: # Clips and view numbers
     "Clips with their views, a few random frames at a time in training."
-    return clip_loaders(corpus, torch.from_numpy(corpus.view_index), valid, bs, augment, frames, seed)
+    return clip_loaders(corpus, torch.from_numpy(corpus.view_index), valid, bs, augment, frames, seed=seed)
 
 def view_learner(
     dls: DataLoaders, # From `view_loaders`
