@@ -94,7 +94,8 @@ def test_each_requirement_is_pinned(root):
 
 
 def test_each_import_is_declared(root):
-    package = {'cv2': 'opencv-python-headless', 'faiss': 'faiss-cpu', 'sklearn': 'scikit-learn', 'PIL': 'pillow', 'yaml': 'pyyaml'}
+    package = {'cv2': 'opencv-python-headless', 'faiss': 'faiss-cpu', 'sklearn': 'scikit-learn', 'PIL': 'pillow', 'yaml': 'pyyaml',
+               'open_clip': 'open-clip-torch'}
     used = set()
     for path in (root/'echo_lit').rglob('*.py'):
         for node in ast.walk(ast.parse(path.read_text())):
