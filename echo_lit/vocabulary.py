@@ -13,7 +13,7 @@ from .core import EchoError
 
 # %% auto #0
 __all__ = ['COARSE_VIEWS', 'MODALITIES', 'FINE_VIEWS', 'SECTIONS', 'SECTION_VIEWS', 'FINDING_KINDS', 'SCALES', 'FLOW_VIEWS',
-           'FINDINGS', 'CUTS', 'present_at', 'View', 'FindingType', 'finding_type', 'Finding', 'grade', 'findings_json',
+           'FINDINGS', 'CUTS', 'View', 'FindingType', 'finding_type', 'Finding', 'grade', 'findings_json',
            'findings_from_json']
 
 # %% ../nbs/01_vocabulary.ipynb #d85a1264
@@ -22,8 +22,36 @@ COARSE_VIEWS = ('A2C', 'A3C', 'A4C', 'A5C', 'Apical_Doppler', 'Doppler_Parastern
 
 MODALITIES = ('2D', 'M-mode', 'colour', 'PW', 'CW', 'TDI')
 
-# %% ../nbs/01_vocabulary.ipynb #da042363
-_VIEWS = '''
+# %% ../nbs/01_vocabulary.ipynb #94d82210
+def _rows(table: str) -> list[list[str]]:
+    "Cells of a table written as lines of `a | b | c`, with a dash for an empty one; an indented line goes on with the one before."
+    lines = re.sub(r'\n +', ' ', table.strip()).splitlines()
+    return [['' if (c := cell.strip()) == '-' else c for cell in line.split('|')] for line in lines]
+
+# %% ../nbs/01_vocabulary.ipynb #f7d62cd4
+@dataclass(frozen=True)
+class View:
+    "One way of looking at the heart, as a sonographer names it."
+    code: str # Our short name
+    name: str # ASE name
+    window: str # Where the probe stands: parasternal, apical, subcostal, suprasternal
+    modality: str # One of `MODALITIES`
+    zoom: str # What the picture is centred on, '' for the whole heart
+    coarse: str # One of `COARSE_VIEWS`
+    dicom: tuple[str,str]|None # (scheme, code) from DICOM CID 12226
+
+    @property
+    def flow(self) -> bool:
+        "Whether it measures velocity rather than structure."
+        return self.modality in ('colour', 'PW', 'CW', 'TDI')
+
+def _view(code, window, modality, zoom, coarse, dicom, name):
+    return View(code, name, window, modality, zoom, coarse, tuple(dicom.split()) if dicom else None)
+
+def _views(table): return {row[0]: _view(*row) for row in _rows(table)}
+
+# %% ../nbs/01_vocabulary.ipynb #fa67c1c2
+FINE_VIEWS = _views('''
 plax                  | parasternal  | 2D     | - | Parasternal_Long | SCT 399139001 | Parasternal long axis
 plax_deep             | parasternal  | 2D     | greater depth | Parasternal_Long | SCT 399139001 | Parasternal long axis, deep
 plax_av               | parasternal  | 2D     | aortic valve | Parasternal_Long | SCT 399139001 | Parasternal long axis, aortic valve
@@ -45,6 +73,10 @@ rv_inflow_colour      | parasternal  | colour | tricuspid valve | Doppler_Parast
     colour
 rv_outflow_colour     | parasternal  | colour | pulmonic valve | Doppler_Parasternal_Long | SCT 443083000 | Right ventricular outflow,
     colour
+''')
+
+# %% ../nbs/01_vocabulary.ipynb #b7581de0
+FINE_VIEWS |= _views('''
 psax_vessels          | parasternal  | 2D     | - | Parasternal_Short | SCT 399239005 | Parasternal short axis, great vessels
 psax_av               | parasternal  | 2D     | aortic valve | Parasternal_Short | SCT 399239005 | Parasternal short axis, aortic
     valve
@@ -71,6 +103,10 @@ psax_colour_septum    | parasternal  | colour | atrial septum | Doppler_Paraster
     colour on the atrial septum
 psax_colour_mv        | parasternal  | colour | mitral valve | Doppler_Parasternal_Short | SCT 399036006 | Parasternal short axis,
     colour on the mitral valve
+''')
+
+# %% ../nbs/01_vocabulary.ipynb #146066ea
+FINE_VIEWS |= _views('''
 a4c                   | apical       | 2D     | - | A4C | SCT 399214001 | Apical four-chamber
 a4c_lv                | apical       | 2D     | left ventricle | A4C | SCT 399214001 | Apical four-chamber, left ventricle
 a4c_la                | apical       | 2D     | left atrium | A4C | SCT 399214001 | Apical four-chamber, left atrium
@@ -82,6 +118,10 @@ a2c                   | apical       | 2D     | - | A2C | SCT 399232001 | Apical
 a2c_la                | apical       | 2D     | left atrium | A2C | SCT 399232001 | Apical two-chamber, left atrium
 a3c                   | apical       | 2D     | - | A3C | SCT 399339008 | Apical long axis
 a5c                   | apical       | 2D     | - | A5C | - | Apical five-chamber
+''')
+
+# %% ../nbs/01_vocabulary.ipynb #fdf56def
+FINE_VIEWS |= _views('''
 a4c_colour_mv         | apical       | colour | mitral valve | Apical_Doppler | SCT 399214001 | Apical four-chamber, colour on the
     mitral valve
 a4c_colour_tv         | apical       | colour | tricuspid valve | Apical_Doppler | SCT 399214001 | Apical four-chamber, colour on the
@@ -98,6 +138,10 @@ a3c_colour            | apical       | colour | left-sided valves | Apical_Doppl
 a5c_colour            | apical       | colour | outflow tract | Apical_Doppler | - | Apical five-chamber, colour
 a5c_pw_lvot           | apical       | PW     | outflow tract | Apical_Doppler | - | Left ventricular outflow PW
 a5c_cw_av             | apical       | CW     | aortic valve | Apical_Doppler | - | Aortic valve CW
+''')
+
+# %% ../nbs/01_vocabulary.ipynb #1a23f4a9
+FINE_VIEWS |= _views('''
 subcostal_4c          | subcostal    | 2D     | - | Subcostal | SCT 399310008 | Subcostal four-chamber
 subcostal_short       | subcostal    | 2D     | - | Subcostal | SCT 399200001 | Subcostal short axis
 subcostal_ivc         | subcostal    | 2D     | vena cava | Subcostal | - | Subcostal inferior vena cava
@@ -109,34 +153,7 @@ ssn_arch              | suprasternal | 2D     | - | SSN | SCT 443562002 | Supras
 ssn_short             | suprasternal | 2D     | - | SSN | SCT 399145009 | Suprasternal short axis
 ssn_colour            | suprasternal | colour | descending aorta | SSN | SCT 443562002 | Suprasternal aortic arch, colour
 ssn_doppler           | suprasternal | CW     | descending aorta | SSN | SCT 443562002 | Descending aorta CW
-'''
-
-def _rows(table: str) -> list[list[str]]:
-    "Cells of a table written as lines of `a | b | c`, with a dash for an empty one; an indented line goes on with the one before."
-    lines = re.sub(r'\n +', ' ', table.strip()).splitlines()
-    return [['' if (c := cell.strip()) == '-' else c for cell in line.split('|')] for line in lines]
-
-# %% ../nbs/01_vocabulary.ipynb #1ba27d79
-@dataclass(frozen=True)
-class View:
-    "One way of looking at the heart, as a sonographer names it."
-    code: str # Our short name
-    name: str # ASE name
-    window: str # Where the probe stands: parasternal, apical, subcostal, suprasternal
-    modality: str # One of `MODALITIES`
-    zoom: str # What the picture is centred on, '' for the whole heart
-    coarse: str # One of `COARSE_VIEWS`
-    dicom: tuple[str,str]|None # (scheme, code) from DICOM CID 12226
-
-    @property
-    def flow(self) -> bool:
-        "Whether it measures velocity rather than structure."
-        return self.modality in ('colour', 'PW', 'CW', 'TDI')
-
-def _view(code, window, modality, zoom, coarse, dicom, name):
-    return View(code, name, window, modality, zoom, coarse, tuple(dicom.split()) if dicom else None)
-
-FINE_VIEWS = {row[0]: _view(*row) for row in _rows(_VIEWS)}
+''')
 
 # %% ../nbs/01_vocabulary.ipynb #fad1ac7c
 SECTIONS = ('Left Ventricle', 'Resting Segmental Wall Motion Analysis', 'Right Ventricle', 'Left Atrium', 'Right Atrium',
@@ -175,7 +192,7 @@ SCALES = {
     'effusion': ('none', 'small', 'moderate', 'large'),
     'diastolic': ('normal', 'grade I', 'grade II', 'grade III')}
 
-# %% ../nbs/01_vocabulary.ipynb #742933ec
+# %% ../nbs/01_vocabulary.ipynb #0d4976b9
 @dataclass(frozen=True)
 class FindingType:
     "What can be said about one thing: its section, kind, grades or unit, and the words and codes for it."
@@ -201,6 +218,7 @@ class FindingType:
         "Coarse views that can show it: those of its section, and only ones with Doppler if it is flow."
         return tuple(v for v in SECTION_VIEWS[self.section] if not self.flow or v in FLOW_VIEWS)
 
+# %% ../nbs/01_vocabulary.ipynb #00e91b3a
 FLOW_VIEWS = tuple(c for c in COARSE_VIEWS if any(v.flow and v.coarse == c for v in FINE_VIEWS.values()))
 
 # %% ../nbs/01_vocabulary.ipynb #1f8fc109
@@ -370,7 +388,7 @@ def _finding_types(table: str) -> dict[str, FindingType]:
 
 FINDINGS = _finding_types(_FINDINGS)
 
-# %% ../nbs/01_vocabulary.ipynb #a69221d7
+# %% ../nbs/01_vocabulary.ipynb #43628219
 def finding_type(
     code: str, # A key of `FINDINGS`
 ) -> FindingType: # Its type
@@ -379,7 +397,6 @@ def finding_type(
     near = difflib.get_close_matches(str(code), FINDINGS, 1)
     raise EchoError(f'no finding has the code {code!r}' + (f'; did you mean {near[0]!r}?' if near else ''))
 
-# %% ../nbs/01_vocabulary.ipynb #df873eab
 def _checked(t: FindingType, value):
     "The value as its type keeps it: a bool, a grade or a float."
     is_flag = type(value).__name__ in ('bool', 'bool_')
@@ -389,6 +406,7 @@ def _checked(t: FindingType, value):
     wants = {'present': 'True or False', 'graded': ' | '.join(t.grades), 'measured': f'{t.low:g} to {t.high:g} {t.unit}'.strip()}
     raise EchoError(f'{t.code} must be {wants[t.kind]}, got {value!r}')
 
+# %% ../nbs/01_vocabulary.ipynb #a9db6cbd
 @dataclass(frozen=True)
 class Finding:
     "One statement about one heart: a code, its value, and how surely it is known."
@@ -402,14 +420,10 @@ class Finding:
 
     @property
     def type(self) -> FindingType: return FINDINGS[self.code]
-    @property
-    def section(self) -> str: return self.type.section
-    @property
-    def kind(self) -> str: return self.type.kind
-    @property
-    def unit(self) -> str: return self.type.unit
-    @property
-    def name(self) -> str: return self.type.name
+    section = property(lambda self: self.type.section)
+    kind = property(lambda self: self.type.kind)
+    unit = property(lambda self: self.type.unit)
+    name = property(lambda self: self.type.name)
     @property
     def abnormal(self) -> bool: return self.kind != 'measured' and self.value != self.type.normal
     @property
@@ -439,7 +453,7 @@ pulmonary_artery_dilated | main_pa_diameter         | >  | 2.5
 _COMPARE = {'<': operator.lt, '>': operator.gt, '>=': operator.ge}
 CUTS = {code: (source, compare, tuple(map(float, cuts.split()))) for code, source, compare, cuts in _rows(_CUTS)}
 
-# %% ../nbs/01_vocabulary.ipynb #089aec16
+# %% ../nbs/01_vocabulary.ipynb #f7247c26
 def grade(
     code: str, # A key of `CUTS`: a graded or present/absent finding
     number: float, # The measurement it rests on, in that measurement's unit
@@ -450,8 +464,6 @@ def grade(
     number = float(Finding(source, number).number)
     passed = sum(_COMPARE[compare](number, cut) for cut in cuts)
     return FINDINGS[code].grades[passed] if FINDINGS[code].kind == 'graded' else bool(passed)
-
-present_at = grade
 
 # %% ../nbs/01_vocabulary.ipynb #1cf9f4ea
 def findings_json(
