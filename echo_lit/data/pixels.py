@@ -19,12 +19,24 @@ from pydicom.uid import UID, JPEG2000, JPEG2000Lossless, JPEGLossless, JPEGLossl
 from ..core import EchoError
 
 # %% auto #0
-__all__ = ['COLOUR_TAGS', 'GREY_TAGS', 'CineError', 'Layout', 'read_layout', 'numbers', 'native_samples', 'used_bits', 'Stream',
-           'read_stream', 'decode_jpeg', 'stream_samples', 'grey_share', 'colour_space', 'grey_table', 'windowed',
+__all__ = ['COLOUR_TAGS', 'GREY_TAGS', 'CineError', 'numbers', 'Layout', 'read_layout', 'native_samples', 'used_bits', 'Stream',
+           'read_stream', 'decode_jpeg', 'stream_samples', 'grey_share', 'colour_space', 'windowed', 'grey_table',
            'palette_table', 'to_rgb']
 
 # %% ../../nbs/10_data.pixels.ipynb #8d1c371f
 class CineError(EchoError): "A file that cannot be read as a cine, and why."
+
+# %% ../../nbs/10_data.pixels.ipynb #55674746
+def numbers(
+    ds: Dataset, # A DICOM header
+    name: str, # Keyword of an attribute
+) -> list[float]: # Its finite values; empty where it is missing or no number
+    "What an attribute says, if it is numbers."
+    try: v = ds.get(name)
+    except (ValueError, TypeError, OverflowError): return []
+    if v is None or v == '': return []
+    try: return [x for x in map(float, v if isinstance(v, (list, pydicom.multival.MultiValue)) else [v]) if np.isfinite(x)]
+    except (ValueError, TypeError): return []
 
 # %% ../../nbs/10_data.pixels.ipynb #e1b53435
 COLOUR_TAGS = ('RGB', 'YBR_FULL', 'YBR_FULL_422', 'YBR_RCT', 'YBR_ICT')
@@ -66,19 +78,7 @@ def read_layout(
     high = high if stored - 1 <= high < bits else stored - 1
     return Layout(h, w, samples, bits, stored, high, number('PixelRepresentation', 0) == 1, number('PlanarConfiguration', 0), tag)
 
-# %% ../../nbs/10_data.pixels.ipynb #55674746
-def numbers(
-    ds: Dataset, # A DICOM header
-    name: str, # Keyword of an attribute
-) -> list[float]: # Its finite values; empty where it is missing or no number
-    "What an attribute says, if it is numbers."
-    try: v = ds.get(name)
-    except (ValueError, TypeError, OverflowError): return []
-    if v is None or v == '': return []
-    try: return [x for x in map(float, v if isinstance(v, (list, pydicom.multival.MultiValue)) else [v]) if np.isfinite(x)]
-    except (ValueError, TypeError): return []
-
-# %% ../../nbs/10_data.pixels.ipynb #1f7fcd7c
+# %% ../../nbs/10_data.pixels.ipynb #1648c703
 def native_samples(
     raw: bytes, # One uncompressed frame
     at: Layout, # How it is laid out
@@ -91,6 +91,7 @@ def native_samples(
     if at.samples == 3: a = a.reshape(3, h, w).transpose(1, 2, 0) if at.planar == 1 else a.reshape(h, w, 3)
     return used_bits(a.reshape(h, w) if at.samples == 1 else a, at)
 
+# %% ../../nbs/10_data.pixels.ipynb #4dc9fe33
 def used_bits(
     x: np.ndarray, # Words as they lie in the file
     at: Layout, # Which of their bits count
@@ -123,7 +124,15 @@ def read_stream(
     if data[:2] == b'\xff\xd8': return _jpeg_stream(data)
     raise CineError('a frame is not a whole JPEG')
 
-# %% ../../nbs/10_data.pixels.ipynb #650b8bbc
+# %% ../../nbs/10_data.pixels.ipynb #b0ecddf8
+def _jpeg_space(n, jfif, adobe, ids, sampling):
+    if n == 1: return 'grey', 'one component'
+    if jfif: return 'ybr', 'JPEG JFIF marker'
+    if adobe is not None: return ('rgb' if adobe == 0 else 'ybr'), 'JPEG APP14 marker'
+    if ids == b'RGB': return 'rgb', 'JPEG component ids'
+    return ('ybr', 'JPEG subsampling') if len(set(sampling)) > 1 else (None, '')
+
+# %% ../../nbs/10_data.pixels.ipynb #ee4e1e85
 _FRAMES = (0xC0, 0xC1, 0xC2, 0xC3, 0xF7)
 
 def _jpeg_stream(data):
@@ -143,13 +152,6 @@ def _jpeg_stream(data):
             return Stream(h, w, n, bits, space, source, marker == 0xC3)
         i += 2 + max(length, 2)
     raise CineError('a frame is not a whole JPEG')
-
-def _jpeg_space(n, jfif, adobe, ids, sampling):
-    if n == 1: return 'grey', 'one component'
-    if jfif: return 'ybr', 'JPEG JFIF marker'
-    if adobe is not None: return ('rgb' if adobe == 0 else 'ybr'), 'JPEG APP14 marker'
-    if ids == b'RGB': return 'rgb', 'JPEG component ids'
-    return ('ybr', 'JPEG subsampling') if len(set(sampling)) > 1 else (None, '')
 
 # %% ../../nbs/10_data.pixels.ipynb #5a74ab58
 def _j2k_stream(data):
@@ -211,7 +213,7 @@ def _ffmpeg_samples(codec, data, head):
     elif x.ndim == 3 and not name.startswith(('rgb', 'gbr')): x = x.transpose(1, 2, 0)
     return x >> (16 - head.bits) if x.dtype == np.uint16 else x
 
-# %% ../../nbs/10_data.pixels.ipynb #66be30dc
+# %% ../../nbs/10_data.pixels.ipynb #50eba259
 def grey_share(
     x: np.ndarray, # Stored numbers `[H,W,3]`
     space: str, # 'rgb' or 'ybr'
@@ -222,6 +224,7 @@ def grey_share(
     far = np.abs(x[..., 1:] - (x[..., :1] if space == 'rgb' else 128)).max(-1)
     return float((far <= near).mean())
 
+# %% ../../nbs/10_data.pixels.ipynb #63c07bba
 def colour_space(
     x: np.ndarray, # Stored numbers `[H,W,3]` of one frame, 8 bit
     tag: str, # PhotometricInterpretation
@@ -231,6 +234,20 @@ def colour_space(
     other = 'rgb' if told == 'ybr' else 'ybr'
     if grey_share(x, told) < .2 and grey_share(x, other) > .5: return other, f'pixels, against tag {tag}'
     return told, f'tag {tag}'
+
+# %% ../../nbs/10_data.pixels.ipynb #673d6d73
+def windowed(
+    x: np.ndarray, # Values
+    centre: float, # WindowCenter
+    width: float, # WindowWidth, at least 1
+    shape: str = 'LINEAR', # LINEAR, LINEAR_EXACT or SIGMOID
+) -> np.ndarray: # 0 to 255, rounded
+    "The three window functions of the standard."
+    if shape == 'SIGMOID': y = 255/(1 + np.exp((-4*(x - centre)/width).clip(-700, 700)))
+    elif shape == 'LINEAR_EXACT': y = ((x - centre)/width + .5)*255
+    elif width == 1: y = (x > centre - .5)*255.
+    else: y = ((x - centre + .5)/(width - 1) + .5)*255
+    return y.clip(0, 255).round()
 
 # %% ../../nbs/10_data.pixels.ipynb #82d0560b
 def grey_table(
@@ -251,20 +268,6 @@ def grey_table(
         y, how = windowed(x*(slope or 1.) + base, centre, width, shape), f'{at.stored} bits by window {centre:g}/{width:g}'
     y = y.clip(0, 255).astype(np.uint8)
     return (255 - y if at.tag == 'MONOCHROME1' else y), how
-
-# %% ../../nbs/10_data.pixels.ipynb #673d6d73
-def windowed(
-    x: np.ndarray, # Values
-    centre: float, # WindowCenter
-    width: float, # WindowWidth, at least 1
-    shape: str = 'LINEAR', # LINEAR, LINEAR_EXACT or SIGMOID
-) -> np.ndarray: # 0 to 255, rounded
-    "The three window functions of the standard."
-    if shape == 'SIGMOID': y = 255/(1 + np.exp((-4*(x - centre)/width).clip(-700, 700)))
-    elif shape == 'LINEAR_EXACT': y = ((x - centre)/width + .5)*255
-    elif width == 1: y = (x > centre - .5)*255.
-    else: y = ((x - centre + .5)/(width - 1) + .5)*255
-    return y.clip(0, 255).round()
 
 # %% ../../nbs/10_data.pixels.ipynb #cce230fb
 def palette_table(
