@@ -20,9 +20,12 @@ __all__ = ['VideoTower', 'autocast', 'with_motion', 'ResidualBlock', 'FrameEncod
            'FrameVideoTower', 'key_positions', 'relative_table', 'pooled', 'multiscale_attention', 'MViTTower',
            'video_tower']
 
-# %% ../../nbs/20_models.video.ipynb #a194f5b1
+# %% ../../nbs/20_models.video.ipynb #296cf3fc
 class VideoTower(nn.Module):
     "Base of all video towers: uint8 clips in, one vector a clip out."
+    kinds: dict[str, type[VideoTower]] = {} # By the name in their configuration
+    def __init_subclass__(cls): VideoTower.kinds[cls.kind] = cls
+
     def __init__(self,
         contract: InputContract, # How the tower wants its clips
         embed_dim: int, # Length of the vector
@@ -256,12 +259,12 @@ class MViTTower(VideoTower):
         "Vectors of clips, not normalised."
         return self.encode_normalised(self.contract.normalise(clips))
 
-# %% ../../nbs/20_models.video.ipynb #b66c9c85
+# %% ../../nbs/20_models.video.ipynb #9dcd3027
 def video_tower(
     config: dict, # From `VideoTower.config()`
 ) -> VideoTower: # Freshly initialised
     "Tower described by a configuration."
     sizes = {k: v for k, v in config.items() if k not in ('kind', 'contract')}
-    kinds = {c.kind: c for c in (FrameVideoTower, MViTTower)}
-    if config.get('kind') not in kinds: raise ValueError(f"unknown video tower {config.get('kind')!r}: one of {', '.join(kinds)}")
-    return kinds[config['kind']](**sizes, contract=InputContract.from_dict(config['contract']))
+    kind = VideoTower.kinds.get(config.get('kind'))
+    if kind is None: raise ValueError(f"unknown video tower {config.get('kind')!r}: one of {', '.join(VideoTower.kinds)}")
+    return kind(**sizes, contract=InputContract.from_dict(config['contract']))
