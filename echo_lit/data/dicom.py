@@ -134,6 +134,22 @@ class BoundedFile(io.BufferedReader):
         left = max(self.size - self.tell(), 0)
         return super().read(left if n is None or n < 0 else min(n, left))
 
+# %% ../../nbs/10a_data.dicom.ipynb #d4b1f0a6
+_META = {b'\x02\0': 'MediaStorageSOPClassUID', b'\x10\0': 'TransferSyntaxUID'}
+_LONG = (b'OB', b'OW', b'OD', b'OF', b'OL', b'OV', b'SQ', b'UC', b'UN', b'UR', b'UT', b'SV', b'UV')
+
+def _file_meta(f):
+    head = f.read(132)
+    at, meta = (132 if head[128:] == b'DICM' else 0), {}
+    while True:
+        f.seek(at)
+        head = f.read(12)
+        if len(head) < 12 or head[:2] != b'\x02\0' or not head[4:6].isalpha(): return meta, at
+        skip, length = (12, struct.unpack('<L', head[8:])[0]) if head[4:6] in _LONG else (8, struct.unpack('<H', head[6:8])[0])
+        f.seek(at + skip)
+        if head[2:4] in _META: meta[_META[head[2:4]]] = UID(f.read(length).rstrip(b' \0').decode('ascii', 'replace'))
+        at += skip + length
+
 # %% ../../nbs/10a_data.dicom.ipynb #886ba211
 INFLATED_LIMIT = 1 << 29
 
@@ -151,22 +167,6 @@ def open_dataset(
     if pump.unconsumed_tail: raise CineError(f'inflates to more than {INFLATED_LIMIT >> 20} MB')
     plain.size = plain.getbuffer().nbytes
     return plain, meta
-
-# %% ../../nbs/10a_data.dicom.ipynb #d4b1f0a6
-_META = {b'\x02\0': 'MediaStorageSOPClassUID', b'\x10\0': 'TransferSyntaxUID'}
-_LONG = (b'OB', b'OW', b'OD', b'OF', b'OL', b'OV', b'SQ', b'UC', b'UN', b'UR', b'UT', b'SV', b'UV')
-
-def _file_meta(f):
-    head = f.read(132)
-    at, meta = (132 if head[128:] == b'DICM' else 0), {}
-    while True:
-        f.seek(at)
-        head = f.read(12)
-        if len(head) < 12 or head[:2] != b'\x02\0' or not head[4:6].isalpha(): return meta, at
-        skip, length = (12, struct.unpack('<L', head[8:])[0]) if head[4:6] in _LONG else (8, struct.unpack('<H', head[6:8])[0])
-        f.seek(at + skip)
-        if head[2:4] in _META: meta[_META[head[2:4]]] = UID(f.read(length).rstrip(b' \0').decode('ascii', 'replace'))
-        at += skip + length
 
 # %% ../../nbs/10a_data.dicom.ipynb #a272d33c
 def read_dicom_header(
@@ -233,6 +233,16 @@ def _group_parts(parts, heads, table, n):
         else: frames[-1].append(p)
     return frames
 
+# %% ../../nbs/10a_data.dicom.ipynb #b708b412
+def _piece(f, offset, length):
+    f.seek(offset)
+    return f.read(length)
+
+def _swapped(f, offset, length):
+    odd = offset % 2
+    b = _piece(f, offset - odd, (odd + length + 1)//2*2)
+    return np.frombuffer(b, '>u2').astype('<u2').tobytes()[odd:odd + length]
+
 # %% ../../nbs/10a_data.dicom.ipynb #c7098c38
 class DicomPixels:
     "The frames of a DICOM file, decoded one by one."
@@ -275,20 +285,7 @@ def _native(self: DicomPixels, promised):
     if n > max(promised, 1) and length - promised*per < per: n = promised
     return [[(self.ds.pixels_at + i*per, per)] for i in range(n)]
 
-# %% ../../nbs/10a_data.dicom.ipynb #ccba456f
-@patch
-def _colour(self: DicomPixels):
-    head = read_stream(self.raw(0)) if self.packed and self.syntax != RLELossless else None
-    if head: self._believe(head)
-    at, ds = self.at, self.ds
-    if at.samples == 1:
-        if at.tag == 'PALETTE COLOR': return 'grey', 'tag PALETTE COLOR', palette_table(ds, at)
-        table, how = grey_table(ds, at)
-        return 'grey', f'tag {at.tag}' + f', {how}'*bool(how), table
-    if head and head.space: return head.space, head.source, None
-    x = decode_jpeg(self.raw(0), 'rgb') if self.jpeg else self.samples(0)
-    return *colour_space(to_rgb(x, at), at.tag), None
-
+# %% ../../nbs/10a_data.dicom.ipynb #9e884875
 @patch
 def _believe(self: DicomPixels, head):
     if head.bits > self.at.allocated: raise CineError(f'{head.bits} bits in a stream, {self.at.allocated} in the header')
@@ -304,6 +301,20 @@ def _check(self: DicomPixels, head, i):
     if (head.rows, head.columns) != (self.at.rows, self.at.columns) or head.samples not in (1, 3):
         raise CineError(f'frame {i} is {head.rows} by {head.columns} pixels, the header says {self.at.rows} by {self.at.columns}')
 
+# %% ../../nbs/10a_data.dicom.ipynb #82734375
+@patch
+def _colour(self: DicomPixels):
+    head = read_stream(self.raw(0)) if self.packed and self.syntax != RLELossless else None
+    if head: self._believe(head)
+    at, ds = self.at, self.ds
+    if at.samples == 1:
+        if at.tag == 'PALETTE COLOR': return 'grey', 'tag PALETTE COLOR', palette_table(ds, at)
+        table, how = grey_table(ds, at)
+        return 'grey', f'tag {at.tag}' + f', {how}'*bool(how), table
+    if head and head.space: return head.space, head.source, None
+    x = decode_jpeg(self.raw(0), 'rgb') if self.jpeg else self.samples(0)
+    return *colour_space(to_rgb(x, at), at.tag), None
+
 # %% ../../nbs/10a_data.dicom.ipynb #2aadc3f6
 @patch
 def raw(self: DicomPixels,
@@ -314,16 +325,6 @@ def raw(self: DicomPixels,
     if f is None:
         with open_dataset(self.path)[0] as f: return self.raw(i, f)
     return b''.join(_swapped(f, *p) if self.swapped else _piece(f, *p) for p in self.table[i])
-
-# %% ../../nbs/10a_data.dicom.ipynb #b708b412
-def _piece(f, offset, length):
-    f.seek(offset)
-    return f.read(length)
-
-def _swapped(f, offset, length):
-    odd = offset % 2
-    b = _piece(f, offset - odd, (odd + length + 1)//2*2)
-    return np.frombuffer(b, '>u2').astype('<u2').tobytes()[odd:odd + length]
 
 # %% ../../nbs/10a_data.dicom.ipynb #4e0e9a16
 @patch
