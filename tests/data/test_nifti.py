@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from echo_lit.core import EchoError
-from echo_lit.data.camus import read_info, read_labels, read_nifti, write_nifti
+from echo_lit.data.camus import read_info
+from echo_lit.data.nifti import read_labels, read_nifti, write_nifti
 
 
 def stored(path, x, **header):
     img = nibabel.Nifti1Image(x, np.diag([.3, .5, 1, 1]))
+    img.header.set_xyzt_units('mm')
     for k, v in header.items(): img.header[k] = v
     nibabel.save(img, path)
     return path
