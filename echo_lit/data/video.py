@@ -39,7 +39,7 @@ def riff_chunks(
         else: yield name, at + 8, size
         at += 8 + size + size % 2
 
-# %% ../../nbs/10b_data.video.ipynb #c5f66f7f
+# %% ../../nbs/10b_data.video.ipynb #54a73f04
 @dataclass(frozen=True)
 class JpegTable:
     "Where the pictures of a motion JPEG AVI lie."
@@ -49,6 +49,7 @@ class JpegTable:
     frames: tuple[tuple[int, int], ...] # First byte and number of bytes of each picture
     promised: int # Frames that the header speaks of
 
+# %% ../../nbs/10b_data.video.ipynb #9e97b415
 def jpeg_table(
     path: str|Path, # A file
 ) -> JpegTable|None: # None: not a motion JPEG AVI in which every picture stands alone
@@ -57,6 +58,7 @@ def jpeg_table(
         with open(path, 'rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data: return _jpeg_table(data)
     except (ValueError, struct.error): return None
 
+# %% ../../nbs/10b_data.video.ipynb #cff76915
 def _jpeg_table(data):
     streams, video, promised, rate, codec, frames = -1, None, 0, 0., b'', []
     for name, at, n in islice(riff_chunks(data), CHUNKS):
@@ -90,7 +92,7 @@ def jpeg_frames(
             o[:] = x
     return out
 
-# %% ../../nbs/10b_data.video.ipynb #22e21800
+# %% ../../nbs/10b_data.video.ipynb #723b7c03
 @dataclass(frozen=True)
 class PacketTable:
     "When the frames of a video are shown, and where decoding can begin."
@@ -103,6 +105,7 @@ class PacketTable:
     exact: bool # Whether each packet says when its frame is shown
     direct: tuple|None # H.264: settings of the decoder, and (time, place, bytes) of each packet in its order
 
+# %% ../../nbs/10b_data.video.ipynb #7b86cfe8
 def packet_table(
     path: str|Path, # A video
 ) -> PacketTable:
@@ -124,6 +127,7 @@ def packet_table(
     except (av.error.FFmpegError, OSError, TypeError) as e:
         raise CineError(f'{path.name}: not a readable video ({type(e).__name__})') from None
 
+# %% ../../nbs/10b_data.video.ipynb #9436fdd5
 def _direct(path, c, packets):
     if c.name != 'h264' or not c.extradata: return None
     with open(path, 'rb') as f:
@@ -154,7 +158,7 @@ def packet_frames(
     if lost: raise CineError(f'frame {lost[0]} of {len(table.times)} is missing')
     return np.stack([out[table.times[i]] for i in idx])
 
-# %% ../../nbs/10b_data.video.ipynb #d2caea61
+# %% ../../nbs/10b_data.video.ipynb #07c458d8
 def _direct_run(f, direct, key, wanted, threads):
     import av
     (extradata, colour_range, colour_space), packets = direct
@@ -171,6 +175,7 @@ def _direct_run(f, direct, key, wanted, threads):
                 yield x.pts, x.to_ndarray(format='rgb24')
         if not left: return
 
+# %% ../../nbs/10b_data.video.ipynb #530548c7
 def _container_runs(path, table, runs, threads):
     import av
     out = {}
