@@ -187,13 +187,13 @@ def ids_in_path(
     found = re.search(pattern, path)
     return {k: v for k, v in found.groupdict().items() if v} if found else {}
 
-# %% ../../nbs/16_data.manifest.ipynb #92289bf2
+# %% ../../nbs/16_data.manifest.ipynb #9726daf0
 def open_clip(
     row: pd.Series, # Of a manifest
     root: str|Path, # The folder that was scanned
 ) -> Clip: # With the row's id and view
-    "The clip of a row."
-    clip = read_cine(Path(root)/row.path)
+    "The clip of a row, read with one thread: many rows are read by many processes."
+    clip = read_cine(Path(root)/row.path, threads=1, kind=row.kind if isinstance(row.kind, str) else None)
     clip.id = row.clip_id
     if isinstance(row.view, str): clip.view = row.view
     if clip.fps is None and row.fps > 0: clip.fps, clip.fps_source = float(row.fps), 'manifest'

@@ -64,7 +64,7 @@ def _add(tar, name, data):
 
 def _padded(n): return -(-n//512)*512
 
-# %% ../../nbs/18_data.shards.ipynb #74342dc9
+# %% ../../nbs/18_data.shards.ipynb #94d01ca2
 class Shards:
     "Clips in shards, any of them by its row."
     def __init__(self,
@@ -94,7 +94,7 @@ class Shards:
         f, path = tempfile.mkstemp(f'.{row["ext"]}', dir='/dev/shm' if os.access('/dev/shm', os.W_OK) else None)
         try:
             with open(f, 'wb') as g: g.write(self.data(i))
-            clip = read_cine(path)
+            clip = read_cine(path, threads=1, kind=row['kind'] if isinstance(row['kind'], str) else None)
         except BaseException:
             os.unlink(path)
             raise
