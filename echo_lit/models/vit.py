@@ -30,15 +30,16 @@ def sine_table(
     wave = torch.arange(n, dtype=torch.float64)[:, None]*10000.**(-torch.arange(0, width, 2, dtype=torch.float64)/width)
     return torch.stack([wave.sin(), wave.cos()], 2).flatten(1).float()
 
-# %% ../../nbs/20a_models.vit.ipynb #a63061a0
+# %% ../../nbs/20a_models.vit.ipynb #f3d431a5
 def resized_positions(
     table: Tensor, # `[T,H,W,D]`, one vector a place
     rows: int, # Rows wanted
     columns: int, # Columns wanted
+    antialias: bool = False, # Averages what a coarser grid would skip
 ) -> Tensor: # `[T,rows,columns,D]`
     "Positions on a finer or coarser grid over the same picture."
     if table.shape[1:3] == (rows, columns): return table
-    y = F.interpolate(table.permute(0, 3, 1, 2), size=(rows, columns), mode='bicubic')
+    y = F.interpolate(table.permute(0, 3, 1, 2), size=(rows, columns), mode='bicubic', antialias=antialias)
     return y.permute(0, 2, 3, 1)
 
 # %% ../../nbs/20a_models.vit.ipynb #e7286717
@@ -112,7 +113,7 @@ class Block(nn.Module):
         x = x + self.ls1(self.attn(self.norm1(x)))
         return x + self.ls2(self.mlp(self.norm2(x)))
 
-# %% ../../nbs/20a_models.vit.ipynb #a93b6d74
+# %% ../../nbs/20a_models.vit.ipynb #071bab25
 class ViT(nn.Module):
     "Normalised clips to tokens."
     def __init__(self,
@@ -125,11 +126,12 @@ class ViT(nn.Module):
         cls: bool = True, # A class token
         registers: int = 0, # Further tokens without a place
         learned: bool = False, # Positions are weights, not sines
+        antialias: bool = False, # How learned positions reach a coarser grid
         norm: bool = True, # A last layer norm over all tokens
         **block, # Further arguments of `Block`
     ):
         super().__init__()
-        self.grid, self.step, self.extra = tuple(grid), (tubelet, patch, patch), cls + registers
+        self.grid, self.step, self.extra, self.antialias = tuple(grid), (tubelet, patch, patch), cls + registers, antialias
         self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv3d(3, width, self.step, self.step)))
         if cls: self.cls_token = nn.Parameter(torch.randn(1, 1, width)*.02)
         if registers: self.reg_token = nn.Parameter(torch.randn(1, registers, width)*.02)
@@ -150,7 +152,7 @@ class ViT(nn.Module):
         D = self.pos_embed.shape[2]
         if not isinstance(self.pos_embed, nn.Parameter): return sine_positions(grid, self.grid, D)[None].to(self.pos_embed)
         if grid[0] != self.grid[0]: raise ValueError(f'learned positions are for {self.grid[0]} tubelets, got {grid[0]}')
-        return resized_positions(self.pos_embed.unflatten(1, self.grid)[0], *grid[1:]).reshape(1, -1, D)
+        return resized_positions(self.pos_embed.unflatten(1, self.grid)[0], *grid[1:], self.antialias).reshape(1, -1, D)
 
     def forward(self,
         x: Tensor, # float `[B,3,T,H,W]`, normalised
