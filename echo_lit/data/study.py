@@ -23,7 +23,7 @@ __all__ = ['StudyError', 'study_files', 'Header', 'read_header', 'Item', 'read_i
 # %% ../../nbs/11_data.study.ipynb #240c3745
 class StudyError(EchoError): "A folder that is not one study, and what to do."
 
-# %% ../../nbs/11_data.study.ipynb #4139d5f3
+# %% ../../nbs/11_data.study.ipynb #ede03966
 def study_files(
     path: str|Path, # A folder, a file, or a DICOMDIR
 ) -> Iterator[Path]: # In sorted order, each folder once
@@ -41,6 +41,7 @@ def study_files(
         folders.sort()
         yield from (Path(folder)/f for f in sorted(files) if not f.startswith('.') and f.upper() != 'DICOMDIR')
 
+# %% ../../nbs/11_data.study.ipynb #889e0af8
 def _listed(path):
     with guarded(path, 'the directory cannot be read; give its folder instead'):
         with BoundedFile(path) as f: records = pydicom.dcmread(f).get('DirectoryRecordSequence') or []
@@ -49,12 +50,7 @@ def _listed(path):
         if not all(f.resolve().is_relative_to(root) for f in files): raise CineError('names files outside of its folder')
     yield from files
 
-# %% ../../nbs/11_data.study.ipynb #d6811a56
-_CLASSES = {
-    '1.2.840.10008.5.1.4.1.1.88': ('report', 'a structured report'), '1.2.840.10008.5.1.4.1.1.104': ('pdf', 'an encapsulated document'),
-    '1.2.840.10008.5.1.4.1.1.9': ('waveform', 'a waveform'), '1.2.840.10008.5.1.4.1.1.11': ('presentation', 'a presentation state'),
-    '1.2.840.10008.5.1.4.1.1.66': ('other', 'raw data or a segmentation'), '1.2.840.10008.1.3.10': ('directory', 'a DICOM directory')}
-
+# %% ../../nbs/11_data.study.ipynb #aab50281
 @dataclass(frozen=True)
 class Header:
     "What a file says of whose it is."
@@ -63,6 +59,7 @@ class Header:
     order: tuple = () # Series and instance number
     aside: tuple[str, str]|None = None # Kind and reason, if it is not a picture
 
+# %% ../../nbs/11_data.study.ipynb #e41614be
 def read_header(
     path: str|Path, # A DICOM file
 ) -> Header: # Empty strings where the file is silent
@@ -70,6 +67,12 @@ def read_header(
     wanted = ['PatientID', 'StudyInstanceUID', 'SOPClassUID', 'SeriesNumber', 'InstanceNumber', 'Rows']
     with guarded(Path(path), 'the header is damaged'):
         return _header(read_dicom_header(path, wanted))
+
+# %% ../../nbs/11_data.study.ipynb #89ef750d
+_CLASSES = {
+    '1.2.840.10008.5.1.4.1.1.88': ('report', 'a structured report'), '1.2.840.10008.5.1.4.1.1.104': ('pdf', 'an encapsulated document'),
+    '1.2.840.10008.5.1.4.1.1.9': ('waveform', 'a waveform'), '1.2.840.10008.5.1.4.1.1.11': ('presentation', 'a presentation state'),
+    '1.2.840.10008.5.1.4.1.1.66': ('other', 'raw data or a segmentation'), '1.2.840.10008.1.3.10': ('directory', 'a DICOM directory')}
 
 def _header(ds):
     text = lambda k: str(ds.get(k) or '').strip()
@@ -79,13 +82,14 @@ def _header(ds):
     number = lambda k: int(text(k)) if text(k).isdigit() else 0
     return Header(text('PatientID'), text('StudyInstanceUID'), (number('SeriesNumber'), number('InstanceNumber')), aside)
 
-# %% ../../nbs/11_data.study.ipynb #f9865ff6
+# %% ../../nbs/11_data.study.ipynb #2cdb5e18
 @dataclass
 class Item:
     "One file of a folder: a clip, or the reason why not."
     header: Header # Whose it is
     row: Clip|SetAside|Failure # What became of it
 
+# %% ../../nbs/11_data.study.ipynb #94ffb5c1
 def read_item(
     path: Path, # A file
 ) -> Item: # Always; nothing is raised
@@ -106,19 +110,21 @@ def read_item(
     if clip.kind == 'capture': return Item(header, SetAside(clip.id, 'capture', 'a captured screen'))
     return Item(header, clip)
 
+# %% ../../nbs/11_data.study.ipynb #02ee32b2
 def _not_media(path, label):
     if path.suffix.lower() not in ('.dcm', '.dicom', '.ima', '.avi', '.mp4', '.nii'): return SetAside(label, 'other', 'not a cine')
     return Failure(label, 'open', f'not a {path.suffix[1:].lower()} file, whatever its name says')
 
 def _reason(e, path): return str(e).removeprefix(f'{path.name}: ') if isinstance(e, EchoError) else type(e).__name__
 
-# %% ../../nbs/11_data.study.ipynb #f40fbd21
+# %% ../../nbs/11_data.study.ipynb #78371eb7
 def short_id(
     *parts: str, # Identifiers as in the file
 ) -> str: # 12 hex characters
     "A printable id that stands for a DICOM identifier."
     return content_id('\0'.join(parts).encode())
 
+# %% ../../nbs/11_data.study.ipynb #f03bd612
 def choose_study(
     items: list[Item], # Everything in the folder
     study: str|None = None, # A short id or a StudyInstanceUID
@@ -147,7 +153,7 @@ def _choices(groups):
     more = f' and {len(listed) - 8} more' if len(listed) > 8 else ''
     return f'{what} in one place; choose one with study=: ' + ', '.join(listed[:8]) + more
 
-# %% ../../nbs/11_data.study.ipynb #d07322cd
+# %% ../../nbs/11_data.study.ipynb #b3977e1f
 def open_study(
     path: str|Path, # A folder, a DICOM, AVI, MP4 or NIfTI file, or a DICOMDIR
     study: str|None = None, # Short id or StudyInstanceUID, where there are several
@@ -172,6 +178,7 @@ def open_study(
     patient = short_id('patient', named.patient) if named.patient else None
     return Study(short_id(named.study, named.patient), patient, clips, aside, failures)
 
+# %% ../../nbs/11_data.study.ipynb #59fb0549
 def _nothing(path, aside, failures):
     first = ''.join(f'; first reason: {r.clip}: {r.reason}' for r in (failures or aside)[:1])
     return f'{plain_text(path.name)}: no cine here ({len(aside)} set aside, {len(failures)} failed{first})'
