@@ -13,7 +13,7 @@ from .core import EchoError
 
 # %% auto #0
 __all__ = ['COARSE_VIEWS', 'MODALITIES', 'FINE_VIEWS', 'SECTIONS', 'SECTION_VIEWS', 'FINDING_KINDS', 'SCALES', 'FLOW_VIEWS',
-           'FINDINGS', 'CUTS', 'View', 'FindingType', 'finding_type', 'Finding', 'grade', 'findings_json',
+           'FINDINGS', 'CUTS', 'table_rows', 'View', 'FindingType', 'finding_type', 'Finding', 'grade', 'findings_json',
            'findings_from_json']
 
 # %% ../nbs/01_vocabulary.ipynb #d85a1264
@@ -22,13 +22,15 @@ COARSE_VIEWS = ('A2C', 'A3C', 'A4C', 'A5C', 'Apical_Doppler', 'Doppler_Parastern
 
 MODALITIES = ('2D', 'M-mode', 'colour', 'PW', 'CW', 'TDI')
 
-# %% ../nbs/01_vocabulary.ipynb #94d82210
-def _rows(table: str) -> list[list[str]]:
-    "Cells of a table written as lines of `a | b | c`, with a dash for an empty one; an indented line goes on with the one before."
+# %% ../nbs/01_vocabulary.ipynb #16f6fca9
+def table_rows(
+    table: str, # Lines of `a | b | c`; a dash is an empty cell, an indented line goes on with the one before
+) -> list[list[str]]: # Cells of each row
+    "A table that reads well in a page, as rows."
     lines = re.sub(r'\n +', ' ', table.strip()).splitlines()
-    return [['' if (c := cell.strip()) == '-' else c for cell in line.split('|')] for line in lines]
+    return [['' if (c := cell.strip()) == '-' else c for cell in line.split(' | ')] for line in lines]
 
-# %% ../nbs/01_vocabulary.ipynb #f7d62cd4
+# %% ../nbs/01_vocabulary.ipynb #6630d276
 @dataclass(frozen=True)
 class View:
     "One way of looking at the heart, as a sonographer names it."
@@ -48,7 +50,7 @@ class View:
 def _view(code, window, modality, zoom, coarse, dicom, name):
     return View(code, name, window, modality, zoom, coarse, tuple(dicom.split()) if dicom else None)
 
-def _views(table): return {row[0]: _view(*row) for row in _rows(table)}
+def _views(table): return {row[0]: _view(*row) for row in table_rows(table)}
 
 # %% ../nbs/01_vocabulary.ipynb #fa67c1c2
 FINE_VIEWS = _views('''
@@ -155,7 +157,7 @@ ssn_colour            | suprasternal | colour | descending aorta | SSN | SCT 443
 ssn_doppler           | suprasternal | CW     | descending aorta | SSN | SCT 443562002 | Descending aorta CW
 ''')
 
-# %% ../nbs/01_vocabulary.ipynb #fad1ac7c
+# %% ../nbs/01_vocabulary.ipynb #ff2e246e
 SECTIONS = ('Left Ventricle', 'Resting Segmental Wall Motion Analysis', 'Right Ventricle', 'Left Atrium', 'Right Atrium',
             'Atrial Septum', 'Mitral Valve', 'Aortic Valve', 'Tricuspid Valve', 'Pulmonic Valve', 'Pericardium', 'Aorta', 'IVC',
             'Pulmonary Artery', 'Pulmonary Veins')
@@ -180,7 +182,7 @@ IVC                                    | Subcostal
 Pulmonary Artery                       | Apical_Doppler Doppler_Parasternal_Short Parasternal_Short SSN
 Pulmonary Veins                        | A4C Apical_Doppler SSN
 '''
-SECTION_VIEWS = {section: tuple(views.split()) for section, views in _rows(_SECTION_VIEWS)}
+SECTION_VIEWS = {section: tuple(views.split()) for section, views in table_rows(_SECTION_VIEWS)}
 
 # %% ../nbs/01_vocabulary.ipynb #4cb1cdc3
 FINDING_KINDS = ('present', 'graded', 'measured')
@@ -370,7 +372,7 @@ pulmonary_vein_stenosis | present | -                 | flow | -       | pulmona
 anomalous_pulmonary_vein | present | -                |      | -       | anomalous pulmonary venous return
 '''
 
-# %% ../nbs/01_vocabulary.ipynb #703093f6
+# %% ../nbs/01_vocabulary.ipynb #d2e4f1bb
 def _finding_type(section, code, kind, domain, flow, loinc, name):
     "A row of the table as a `FindingType`."
     unit, *numbers = domain.split() if kind == 'measured' else ('',)
@@ -381,7 +383,7 @@ def _finding_type(section, code, kind, domain, flow, loinc, name):
 def _finding_types(table: str) -> dict[str, FindingType]:
     "The table of findings; a line without bars opens a section."
     types, section = {}, ''
-    for row in _rows(table):
+    for row in table_rows(table):
         if len(row) == 1: section = row[0]
         else: types[row[0]] = _finding_type(section, *row)
     return types
@@ -432,7 +434,7 @@ class Finding:
         if self.kind == 'measured': return f'{self.name} {self.number} {self.unit}'.strip()
         return f'{self.name}: {self.value}' if self.kind == 'graded' else ('' if self.value else 'no ') + self.name
 
-# %% ../nbs/01_vocabulary.ipynb #c822e80c
+# %% ../nbs/01_vocabulary.ipynb #addf5950
 _CUTS = '''
 lv_systolic_function   | ef                         | <  | 53 41 30
 lv_size                | lvidd                      | >  | 5.8 6.3 6.8
@@ -451,7 +453,7 @@ ivc_collapse_reduced   | ivc_collapse               | <  | 50
 pulmonary_artery_dilated | main_pa_diameter         | >  | 2.5
 '''
 _COMPARE = {'<': operator.lt, '>': operator.gt, '>=': operator.ge}
-CUTS = {code: (source, compare, tuple(map(float, cuts.split()))) for code, source, compare, cuts in _rows(_CUTS)}
+CUTS = {code: (source, compare, tuple(map(float, cuts.split()))) for code, source, compare, cuts in table_rows(_CUTS)}
 
 # %% ../nbs/01_vocabulary.ipynb #f7247c26
 def grade(
