@@ -22,13 +22,13 @@ COARSE_VIEWS = ('A2C', 'A3C', 'A4C', 'A5C', 'Apical_Doppler', 'Doppler_Parastern
 
 MODALITIES = ('2D', 'M-mode', 'colour', 'PW', 'CW', 'TDI')
 
-# %% ../nbs/01_vocabulary.ipynb #16f6fca9
+# %% ../nbs/01_vocabulary.ipynb #40cae142
 def table_rows(
-    table: str, # Lines of `a | b | c`; a dash is an empty cell, an indented line goes on with the one before
+    table: str, # Lines of `a | b | c`; a dash is an empty cell, an indented line goes on with the one before, an empty line is none
 ) -> list[list[str]]: # Cells of each row
     "A table that reads well in a page, as rows."
     lines = re.sub(r'\n +', ' ', table.strip()).splitlines()
-    return [['' if (c := cell.strip()) == '-' else c for cell in line.split(' | ')] for line in lines]
+    return [['' if (c := cell.strip()) == '-' else c for cell in line.split(' | ')] for line in lines if line]
 
 # %% ../nbs/01_vocabulary.ipynb #6630d276
 @dataclass(frozen=True)
