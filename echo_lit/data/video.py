@@ -105,7 +105,7 @@ class PacketTable:
     exact: bool # Whether each packet says when its frame is shown
     direct: tuple|None # H.264: settings of the decoder, and (time, place, bytes) of each packet in its order
 
-# %% ../../nbs/10b_data.video.ipynb #7b86cfe8
+# %% ../../nbs/10b_data.video.ipynb #61b348c9
 def packet_table(
     path: str|Path, # A video
 ) -> PacketTable:
@@ -116,9 +116,9 @@ def packet_table(
         with av.open(str(path)) as box:
             if not box.streams.video: raise CineError(f'{path.name}: holds no pictures')
             s = box.streams.video[0]
-            packets = [p for p in box.demux(s) if p.size and p.dts is not None]
+            packets = [p for p in box.demux(s) if p.size and p.dts is not None and not p.is_corrupt]
             c, rate = s.codec_context, s.average_rate
-            if not packets or not c.height or not c.width or c.pix_fmt is None: raise CineError(f'{path.name}: a video without frames')
+            if not packets or c is None or not c.height or not c.width or c.pix_fmt is None: raise CineError(f'{path.name}: a video without frames')
             shown = sorted((p.dts if p.pts is None else p.pts, p.is_keyframe) for p in packets)
             times, exact = tuple(t for t, _ in shown), all(p.pts is not None for p in packets)
             exact = exact and len(set(times)) == len(times)
@@ -198,7 +198,7 @@ def _run(box, s, key, wanted, exact):
         if not left: break
     return out
 
-# %% ../../nbs/10b_data.video.ipynb #4a5cf4f5
+# %% ../../nbs/10b_data.video.ipynb #d6490b18
 BACKENDS = ('auto', 'av', 'decord')
 
 def read_video(
@@ -210,21 +210,27 @@ def read_video(
     "A video file as a clip."
     path = Path(path)
     if backend not in BACKENDS: raise ValueError(f'backend={backend!r} is not one of {BACKENDS}')
-    t = jpeg_table(path) if backend == 'auto' else None
-    if t is not None:
-        n, pixels, read = len(t.frames), 'motion JPEG', lambda idx: jpeg_frames(path, t, idx)
-        notes = (f'cut off: {n} of {t.promised} frames are there',) if n < t.promised else ()
-    else:
-        t = packet_table(path)
-        n, pixels, notes = len(t.times), t.pixels, ()
-        read = _decord_frames(path) if backend == 'decord' else lambda idx: packet_frames(path, t, idx, threads)
-    fps = t.fps if 1 <= t.fps <= 2000 else None
-    clip = Clip(content_id(path), n, t.height, t.width, _safe(read, path), fps, 'container' if fps else 'missing',
-                colour_source=f'video {pixels}', notes=notes)
-    clip.kind = kind or clip_kind(clip)
-    return clip
+    with guarded(path, 'not a readable video'):
+        t, promised = (_fuller(path, jpeg_table(path)) if backend == 'auto' else (packet_table(path), 0))
+        if isinstance(t, JpegTable): n, pixels, read = len(t.frames), 'motion JPEG', lambda idx: jpeg_frames(path, t, idx)
+        else:
+            n, pixels, read = len(t.times), t.pixels, lambda idx: packet_frames(path, t, idx, threads)
+            if backend == 'decord': read = _decord_frames(path)
+        fps = t.fps if 1 <= t.fps <= 2000 else None
+        clip = Clip(content_id(path), n, t.height, t.width, _safe(read, path), fps, 'container' if fps else 'missing',
+            colour_source=f'video {pixels}', notes=(f'cut off: {n} of {promised} frames are there',)*(n < promised))
+        clip.kind = kind or clip_kind(clip)
+        return clip
 
-# %% ../../nbs/10b_data.video.ipynb #cd7bc2f9
+# %% ../../nbs/10b_data.video.ipynb #97c13dba
+def _fuller(path, t):
+    "The table that finds more frames, FFmpeg's only where fewer are found than promised; and the promise."
+    if t is None: return packet_table(path), 0
+    if len(t.frames) >= t.promised: return t, t.promised
+    try: other = packet_table(path)
+    except CineError: return t, t.promised
+    return (other if len(other.times) > len(t.frames) else t), t.promised
+
 def _safe(read, path):
     def safe(idx):
         with guarded(path, 'a frame cannot be decoded'): return read(idx)
