@@ -59,8 +59,8 @@ class Volume:
     @property
     def plain(self) -> bool: return self.dtype == np.uint8 and (self.slope, self.inter) == (1, 0)
 
-# %% ../../nbs/10c_data.nifti.ipynb #59f5f5a6
-PIXELS_LIMIT = 1 << 24
+# %% ../../nbs/10c_data.nifti.ipynb #0e9bd8df
+PIXELS_LIMIT = 1 << 23
 
 def read_volume(
     path: str|Path, # A .nii or .nii.gz file, whatever its name
@@ -94,7 +94,7 @@ def _axes(stored):
     if max(shape[:2]) > 8192 or shape[0]*shape[1] > PIXELS_LIMIT or shape[2] > 100_000: raise CineError(f'{shape} pixels are too many')
     return shape
 
-# %% ../../nbs/10c_data.nifti.ipynb #87b876f8
+# %% ../../nbs/10c_data.nifti.ipynb #03ea660d
 def _units(h):
     "Frames per second, cm across and down, and notes."
     steps, code, axes = [float(x) for x in h['pixdim']], int(h['xyzt_units']), h.get_data_shape()
@@ -102,10 +102,10 @@ def _units(h):
     timed = len(axes) > 3 and axes[3] > 1 and second and steps[4] > 0 and steps[4] != 1
     fps = second/steps[4] if timed and 1 <= second/steps[4] <= 2000 else None
     x, y = steps[1]*unit, steps[2]*unit
-    scale = (x, y) if .001 < min(x, y) and max(x, y) < 1 and steps[1:3] != [1, 1] else None
+    scale = (x, y) if .001 < x < 1 and .001 < y < 1 and steps[1:3] != [1, 1] else None
     return fps, scale, ('pixel sizes without a unit, taken as mm',) if scale and not code & 7 else ()
 
-# %% ../../nbs/10c_data.nifti.ipynb #ee97aacd
+# %% ../../nbs/10c_data.nifti.ipynb #235f8aa0
 def stored_frames(
     v: Volume, # Of `read_volume`
     which: Iterable[int], # Frame numbers, ascending
@@ -114,6 +114,7 @@ def stored_frames(
     with gzip.open(v.path) if v.packed else BoundedFile(v.path) as f:
         for i in which:
             raw = _piece(f, v.offset + i*v.size, v.size)
+            if v.packed and i == v.frames - 1: f.read(1)
             if len(raw) < v.size: raise CineError(f'cut off: {i} of {v.frames} frames are there')
             x = np.frombuffer(raw, v.dtype).reshape(v.height, v.width)
             if not v.plain: x = x.astype(np.float32)*np.float32(v.slope) + np.float32(v.inter)
