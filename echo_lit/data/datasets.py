@@ -80,7 +80,7 @@ class Mask:
     names: dict # {1: 'LV', 2: 'myocardium'}
     phase: str|None = None # 'ED', 'ES'
 
-# %% ../../nbs/17_data.datasets.ipynb #d24fbfc2
+# %% ../../nbs/17_data.datasets.ipynb #1f072069
 class Dataset:
     "A data set on disk. A page of a family gives `name`, `card` and `rows`, and what else the set has."
     name: str = '' # As in `open_dataset`
@@ -103,15 +103,19 @@ class Dataset:
             raise EchoError(f'{self.name} has no split {self.split!r}; choose from {", ".join(self.splits)}')
         gone = [n for n in self.needs if not (self.root/n).exists()]
         if gone: raise EchoError(f'{plain_text(self.root.name)} is not {self.name}: {gone[0]} is not there')
-        wrong = {e.name: e for e in self.errata if errata is True or errata and e.since <= errata}
-        self.table = manifest([self._row(r, wrong) for r in self.rows()], self.name)
+        self.table = manifest([self._row(r, self._wrong(errata)) for r in self.rows()], self.name)
         if not quiet: show_card(self)
     def rows(self) -> Iterator[dict]: raise NotImplementedError
     def tracings(self, clip_id: str) -> list[Tracing]: return []
     def masks(self, clip_id: str) -> list[Mask]: return []
     def read(self, row: pd.Series) -> Clip: return read_cine(self.root/row.path)
 
-# %% ../../nbs/17_data.datasets.ipynb #52d20ac5
+# %% ../../nbs/17_data.datasets.ipynb #2cd66b2d
+@patch
+def _wrong(self: Dataset, errata: bool|str) -> dict[str, Erratum]:
+    "Known errors, as of a version of the list."
+    return {e.name: e for e in self.errata if errata is True or errata and e.since <= errata}
+
 @patch
 def _row(self: Dataset, r: dict, wrong: dict) -> dict:
     "A row as a page yields it, with id, split's source and exclusions."
@@ -121,6 +125,7 @@ def _row(self: Dataset, r: dict, wrong: dict) -> dict:
     if not (self.root/r['path']).is_file(): return r | {'excluded': True, 'exclude_reason': 'missing file'}
     return r | {'excluded': True, 'exclude_reason': f'erratum: {e.reason} ({e.source})'} if e else r
 
+# %% ../../nbs/17_data.datasets.ipynb #f70f3389
 @patch
 def row(
     self: Dataset,
@@ -165,7 +170,7 @@ def show_card(
     _shown.add(ds.name)
     print(ds)
 
-# %% ../../nbs/17_data.datasets.ipynb #da556d35
+# %% ../../nbs/17_data.datasets.ipynb #a14c239a
 def read_table(
     path: str|Path, # A CSV file
     columns: tuple[str, ...] = (), # That must be there
@@ -179,6 +184,7 @@ def read_table(
     if gone: raise EchoError(f'{Path(path).name}: no column {gone[0]!r}, there are {plain_text(", ".join(t.columns), 120)}')
     return t
 
+# %% ../../nbs/17_data.datasets.ipynb #19c4ae07
 def number(
     x: object, # A cell
 ) -> float: # NaN where it is not a number
@@ -225,7 +231,7 @@ class Listed(Dataset):
         for r in t.to_dict('records'):
             yield r | {'path': r['path'] + ('' if Path(r['path']).suffix else self.suffix), 'split_source': 'csv' if 'split' in t else None}
 
-# %% ../../nbs/17_data.datasets.ipynb #ad02b6bd
+# %% ../../nbs/17_data.datasets.ipynb #79e7ae73
 PAGES = ('echonet', 'camus', 'mimic', 'public')
 
 def open_dataset(
@@ -238,6 +244,7 @@ def open_dataset(
     if name not in Dataset.known: raise EchoError(f'no data set {name!r}; choose from {", ".join(sorted(Dataset.known))}')
     return Dataset.known[name](root, **options)
 
+# %% ../../nbs/17_data.datasets.ipynb #74aab538
 def list_datasets() -> pd.DataFrame: # name, title, terms, layout, splits
     "The sets that can be opened by name, and how well their layout is known."
     _pages()
