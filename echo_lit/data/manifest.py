@@ -105,20 +105,25 @@ def read_manifest(
         if isinstance(e, (EchoError, FileNotFoundError)): raise
         raise ManifestError(f'{Path(path).name}: not a parquet table ({type(e).__name__})') from None
 
-# %% ../../nbs/16_data.manifest.ipynb #804f8b41
+# %% ../../nbs/16_data.manifest.ipynb #370d65a8
 def file_row(
     path: Path, # A file under `root`
     root: Path, # The folder that paths are told from
 ) -> dict: # A row of the manifest
     "One file as a row: usable, or excluded with the reason."
+    row = {'path': _told(path, root)}
+    if '\ufffd' in row['path']: return row | {'excluded': True, 'exclude_reason': 'failed (open): its name is not text; rename it'}
     item = read_item(path)
-    row = {'path': path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)}
     if h := item.header.study: row |= {'study_id': short_id(h, item.header.patient)}
     if h := item.header.patient: row |= {'patient_id': short_id('patient', h)}
     x = item.row
     if isinstance(x, Clip): return row | clip_facts(x)
     why = f'set aside ({x.kind})' if isinstance(x, SetAside) else f'failed ({x.stage})'
     return row | {'kind': x.kind if isinstance(x, SetAside) else None, 'excluded': True, 'exclude_reason': f'{why}: {x.reason}'}
+
+def _told(path, root):
+    where = (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+    return os.fsencode(where).decode('utf-8', 'replace')
 
 def clip_facts(
     clip: Clip, # As read from its file
@@ -148,9 +153,9 @@ def in_processes(
         found += [None] if batch == workers == 1 else in_processes(read, suspects, 1, batch=1)
     return found
 
-# %% ../../nbs/16_data.manifest.ipynb #e495f613
+# %% ../../nbs/16_data.manifest.ipynb #34406981
 def scan(
-    root: str|Path, # A folder of DICOM, AVI and MP4 files, however deep
+    root: str|Path, # A folder of DICOM, AVI, MP4 and NIfTI files, however deep
     dataset: str = '', # Name of the set; the folder's name where none is given
     ids: str|None = None, # Pattern on the path whose groups (?P<patient_id>..), (?P<study_id>..), (?P<view>..) fill columns
     workers: int = 1, # Processes
@@ -163,7 +168,7 @@ def scan(
     if not paths: raise ManifestError(f'{plain_text(root.name)}: no files here')
     rows = list(progress(map(read, paths))) if workers <= 1 else in_processes(read, paths, workers, progress)
     crashed = {'excluded': True, 'exclude_reason': 'failed (decode): the codec crashed'}
-    rows = [{'path': p.relative_to(root).as_posix()} | crashed if r is None else r for p, r in zip(paths, rows)]
+    rows = [{'path': _told(p, root)} | crashed if r is None else r for p, r in zip(paths, rows)]
     if ids: rows = [ids_in_path(r['path'], ids) | r for r in rows]
     return manifest(mark_duplicates(rows), dataset or root.resolve().name)
 
