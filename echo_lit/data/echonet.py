@@ -20,13 +20,14 @@ from .datasets import Card, Dataset, Erratum, Tracing, number, read_table
 __all__ = ['CALIPERS', 'bare', 'unlisted', 'Drawn', 'phases', 'chord_tracing', 'disk_volume', 'EchoNetDynamic', 'fold_part',
            'EchoNetPediatric', 'pixel_size', 'EchoNetLVH', 'old_split']
 
-# %% ../../nbs/17a_data.echonet.ipynb #8555815b
+# %% ../../nbs/17a_data.echonet.ipynb #a9ca6f27
 def bare(
     name: str, # As in a table or a folder
 ) -> str: # Without a video suffix
     "A recording's name."
     return re.sub(r'\.(avi|mp4)$', '', str(name).strip(), flags=re.I)
 
+# %% ../../nbs/17a_data.echonet.ipynb #2095d02e
 def unlisted(
     folders: list[Path], # Of videos
     root: Path, # Of the set
@@ -57,7 +58,7 @@ class Drawn:
         at = self.rows.get(name, np.zeros(0, int))
         return {int(f): self.points[at[self.frame[at] == f]] for f in dict.fromkeys(self.frame[at])}
 
-# %% ../../nbs/17a_data.echonet.ipynb #fd7899cc
+# %% ../../nbs/17a_data.echonet.ipynb #6e89b358
 def phases(
     tracings: list[Tracing], # Of one beat
 ) -> list[Tracing]: # The same, largest 'ED', smallest 'ES'
@@ -67,6 +68,7 @@ def phases(
     named = {int(np.argmax(area)): 'ED', int(np.argmin(area)): 'ES'}
     return [Tracing(**(vars(t) | {'phase': named.get(i)})) for i, t in enumerate(tracings)]
 
+# %% ../../nbs/17a_data.echonet.ipynb #6f01aad1
 def chord_tracing(
     frame: int, # Of the clip
     rows: np.ndarray, # `[1+n,4]`: x1, y1, x2, y2; the first row is the long axis
@@ -84,9 +86,10 @@ def disk_volume(
     d = np.linalg.norm(tracing.points[:n] - tracing.points[:n - 1:-1], axis=1)
     return float(np.pi/4*(d**2).sum()*np.linalg.norm(tracing.axis[1] - tracing.axis[0])/n)
 
-# %% ../../nbs/17a_data.echonet.ipynb #5beb6316
+# %% ../../nbs/17a_data.echonet.ipynb #ba4ecd44
 _TERMS = 'personal, non-commercial research; no redistribution, no derivatives, no sharing of the link'
 
+# %% ../../nbs/17a_data.echonet.ipynb #38650973
 class EchoNetDynamic(Dataset):
     "10,030 apical four-chamber videos with ejection fraction, volumes and two traced frames."
     name = 'echonet-dynamic'
@@ -110,11 +113,14 @@ class EchoNetDynamic(Dataset):
         self.drawn = Drawn(self.root/'VolumeTracings.csv', ('X1', 'Y1', 'X2', 'Y2'))
         for r in t.to_dict('records'): yield self._listed(r)
         yield from unlisted([self.root/'Videos'], self.root, set(t.FileName.map(bare)))
-    def tracings(self, clip_id: str) -> list[Tracing]:
-        frames = self.drawn.frames(bare(Path(self.row(clip_id).path).name))
-        return phases([chord_tracing(f, rows) for f, rows in frames.items() if len(rows) > 2])
 
-# %% ../../nbs/17a_data.echonet.ipynb #8f20fcd9
+# %% ../../nbs/17a_data.echonet.ipynb #28a8c82a
+@patch
+def tracings(self: EchoNetDynamic, clip_id: str) -> list[Tracing]:
+    "The two traced frames of a recording."
+    frames = self.drawn.frames(bare(Path(self.row(clip_id).path).name))
+    return phases([chord_tracing(f, rows) for f, rows in frames.items() if len(rows) > 2])
+
 @patch
 def _listed(self: EchoNetDynamic, r: dict) -> dict:
     "One line of FileList.csv as a row."
@@ -201,7 +207,7 @@ class EchoNetLVH(Dataset):
         for name, rows in self.calipers.items(): yield self._listed(name, rows, where.get(name), part)
         yield from unlisted(folders, self.root, set(self.calipers))
 
-# %% ../../nbs/17a_data.echonet.ipynb #6cd7bd11
+# %% ../../nbs/17a_data.echonet.ipynb #dc7c9d82
 @patch
 def _listed(self: EchoNetLVH, name: str, rows: pd.DataFrame, path: str|None, part: dict|None) -> dict:
     "The measurements of one recording as a row."
@@ -215,6 +221,7 @@ def _listed(self: EchoNetLVH, name: str, rows: pd.DataFrame, path: str|None, par
     if part is None and len(said) > 1: row |= {'excluded': True, 'exclude_reason': f'in two splits: {", ".join(said)}'}
     return row
 
+# %% ../../nbs/17a_data.echonet.ipynb #113d3eac
 @patch
 def tracings(self: EchoNetLVH, clip_id: str) -> list[Tracing]:
     "The calipers of a recording."
