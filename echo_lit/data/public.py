@@ -184,7 +184,7 @@ def _cells(row, words):
         out[column] = words[int(value)] if c.get('t') == 's' else value
     return out
 
-# %% ../../nbs/17d_data.public.ipynb #ed71649d
+# %% ../../nbs/17d_data.public.ipynb #842ee946
 class HmcQu(Dataset):
     "Apical cines of suspected infarction, the ventricle's wall segmented over one beat."
     name = 'hmc-qu'
@@ -210,9 +210,9 @@ class HmcQu(Dataset):
 
     def masks(self, clip_id: str) -> list[Mask]: return _walls(self, clip_id)
 
+# %% ../../nbs/17d_data.public.ipynb #a48b51e1
 def _squeezed(name): return re.sub(r'\s', '', str(name))
 
-# %% ../../nbs/17d_data.public.ipynb #d8b5f6d9
 def _walls(self, clip_id):
     "The masks that belong to a clip, of one beat."
     row = self.row(clip_id)
@@ -220,6 +220,7 @@ def _walls(self, clip_id):
     path = next((p for p in sorted(folder.glob('*.mat')) if _squeezed(p.stem) == key), None)
     return _wall(path, int(row.first_frame), self.clip(clip_id)) if path and row.first_frame >= 0 else []
 
+# %% ../../nbs/17d_data.public.ipynb #35ee1f58
 def _wall(path, first, clip):
     "Masks of a MATLAB file, on the frames and in the size of their clip."
     from scipy.io import loadmat
@@ -231,7 +232,7 @@ def _wall(path, first, clip):
     sized = [cv2.resize((m > 0).astype(np.uint8), (clip.width, clip.height), interpolation=cv2.INTER_NEAREST) for m in x]
     return [Mask(first + i, m, {1: 'LV wall'}) for i, m in enumerate(sized)]
 
-# %% ../../nbs/17d_data.public.ipynb #a216e062
+# %% ../../nbs/17d_data.public.ipynb #b089204c
 class CardiacUdc(Dataset):
     "Apical cines of six sites, some frames segmented."
     name = 'cardiac-udc'
@@ -239,14 +240,12 @@ class CardiacUdc(Dataset):
                 'https://www.kaggle.com/datasets/xiaoweixumedicalai/cardiacudc-dataset', 'Yang et al. 2023, arXiv:2309.11145',
                 'documented', 'folders, names and structures as read by published code; which way is up differs there')
     structures = {1: 'LV', 2: 'LA', 3: 'RA', 4: 'RV', 5: 'epicardium', 6: 'LV, second'}
-    turns = {'stored': lambda x: x, 'transposed': lambda x: x.swapaxes(1, 2), 'left': lambda x: np.rot90(x, 1, (1, 2)),
-             'right': lambda x: np.rot90(x, 3, (1, 2))}
     def __init__(self,
         root: str|Path, # Folder with Site_* folders, or the one above
         turn: str = 'stored', # 'transposed', 'left' or 'right' if the hearts lie on their side
         quiet: bool = False, # No licence card, no counts
     ):
-        if turn not in self.turns: raise ValueError(f'turn={turn!r} is not one of {", ".join(self.turns)}')
+        if turn not in _TURNS: raise ValueError(f'turn={turn!r} is not one of {", ".join(_TURNS)}')
         self.turn, inner = turn, Path(root)/'cardiacUDC_dataset'
         super().__init__(inner if inner.is_dir() else root, quiet=quiet)
 
@@ -259,18 +258,20 @@ class CardiacUdc(Dataset):
             row = dict(path=path.relative_to(self.root).as_posix(), patient_id=patient, study_id=patient, kind='bmode', split_source=None)
             yield row | dict(view='A4C' if who and who[3] == '4' else None, site=path.parent.name, masked=_gt(path).is_file())
 
-    def read(self, row) -> Clip: return _turned(read_nifti(self.root/row.path), self.turn, self.turns[self.turn])
-    def masks(self, clip_id: str) -> list[Mask]:
-        return _sparse(self.root/self.row(clip_id).path, self.turns[self.turn], self.structures)
+    def read(self, row) -> Clip: return _turned(read_nifti(self.root/row.path), self.turn)
+    def masks(self, clip_id: str) -> list[Mask]: return _sparse(self.root/self.row(clip_id).path, self.turn, self.structures)
 
-# %% ../../nbs/17d_data.public.ipynb #35ce953b
+# %% ../../nbs/17d_data.public.ipynb #343c46e6
+_TURNS = {'stored': lambda x: x, 'transposed': lambda x: x.swapaxes(1, 2), 'left': lambda x: np.rot90(x, 1, (1, 2)),
+          'right': lambda x: np.rot90(x, 3, (1, 2))}
+
 def _gt(path): return path.with_name(path.name.replace('_image.nii', '_label.nii'))
 
-def _turned(clip, name, turn):
+def _turned(clip, turn):
     "A clip whose frames are turned as they are read."
-    if name == 'stored': return clip
+    if turn == 'stored': return clip
     stored, (x, y) = clip.read, clip.cm_per_px or (None, None)
-    clip.read = lambda idx: np.ascontiguousarray(turn(stored(idx)))
+    clip.read = lambda idx: np.ascontiguousarray(_TURNS[turn](stored(idx)))
     clip.height, clip.width, clip.cm_per_px = clip.width, clip.height, (y, x) if x else None
     return clip
 
@@ -278,5 +279,5 @@ def _sparse(path, turn, structures):
     "Frames of a cine with something painted; some are outlines, not areas."
     if not _gt(path).is_file(): return []
     clip = read_nifti(path)
-    x = turn(read_labels(_gt(path), (len(clip), clip.height, clip.width)))
+    x = _TURNS[turn](read_labels(_gt(path), (len(clip), clip.height, clip.width)))
     return [Mask(i, np.ascontiguousarray(m), structures) for i, m in enumerate(x) if m.any()]
