@@ -41,14 +41,24 @@ def study_files(
         folders.sort()
         yield from (Path(folder)/f for f in sorted(files) if not f.startswith('.') and f.upper() != 'DICOMDIR')
 
-# %% ../../nbs/11_data.study.ipynb #889e0af8
+# %% ../../nbs/11_data.study.ipynb #c6226201
 def _listed(path):
     with guarded(path, 'the directory cannot be read; give its folder instead'):
-        with BoundedFile(path) as f: records = pydicom.dcmread(f).get('DirectoryRecordSequence') or []
+        with BoundedFile(path) as f: records = _records(pydicom.dcmread(f), f.size)
         root, names = path.parent.resolve(), [r.get('ReferencedFileID') for r in records]
         files = [root.joinpath(*([n] if isinstance(n, str) else n)) for n in names if n]
         if not all(f.resolve().is_relative_to(root) for f in files): raise CineError('names files outside of its folder')
     yield from files
+
+# %% ../../nbs/11_data.study.ipynb #bb581280
+_POINTERS = ('OffsetOfTheNextDirectoryRecord', 'OffsetOfReferencedLowerLevelDirectoryEntity')
+
+def _records(ds, size):
+    records = ds.get('DirectoryRecordSequence') or []
+    places = [ds.get('OffsetOfTheLastDirectoryRecordOfTheRootDirectoryEntity'), *(r.get(k) for r in records for k in _POINTERS)]
+    nameless = any(r.get('DirectoryRecordType') == 'IMAGE' and not r.get('ReferencedFileID') for r in records)
+    if nameless or any(p is None or p >= size for p in places): raise CineError('the directory is cut off; give its folder instead')
+    return records
 
 # %% ../../nbs/11_data.study.ipynb #aab50281
 @dataclass(frozen=True)
