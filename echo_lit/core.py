@@ -76,7 +76,7 @@ class Region:
     @property
     def slices(self) -> tuple[slice, slice]: return slice(self.y0, self.y1), slice(self.x0, self.x1)
 
-# %% ../nbs/00_core.ipynb #38dcd517
+# %% ../nbs/00_core.ipynb #30526283
 @dataclass
 class Clip:
     "Frames of one recording, decoded only when asked for."
@@ -93,6 +93,7 @@ class Clip:
     colour_source: str = '' # How the stored colours were understood
     view: str|None = None # The coarse view, where it is known as a fact
     notes: tuple[str, ...] = () # What had to be mended to read the file
+    stored: Callable[[np.ndarray], np.ndarray]|None = field(default=None, repr=False) # As `read`, but Y, Cb, Cr as in the file
     def __post_init__(self):
         if self.kind not in KINDS: raise ValueError(f'clip kind {self.kind!r} is not one of {KINDS}')
         if self.n_frames < 1: raise EchoError(f'clip {self.id} has no frames')

@@ -326,7 +326,7 @@ def raw(self: DicomPixels,
         with open_dataset(self.path)[0] as f: return self.raw(i, f)
     return b''.join(_swapped(f, *p) if self.swapped else _piece(f, *p) for p in self.table[i])
 
-# %% ../../nbs/10a_data.dicom.ipynb #4e0e9a16
+# %% ../../nbs/10a_data.dicom.ipynb #5b5b7af0
 @patch
 def samples(self: DicomPixels,
     i: int, # Frame number
@@ -350,6 +350,17 @@ def rgb(self: DicomPixels,
     self._check(read_stream(data), i)
     x = decode_jpeg(data, self.space)
     return to_rgb(x[..., 0], self.at, self.lut) if self.at.samples == 1 else x
+
+@patch
+def ybr(self: DicomPixels,
+    i: int, # Frame number
+    f=None, # The open file; None: opened here
+) -> np.ndarray: # uint8 `[H,W,3]`
+    "One frame of a file in Y, Cb, Cr as it is stored."
+    if not self.jpeg: return to_rgb(self.samples(i, f), self.at)
+    data = self.raw(i, f)
+    self._check(read_stream(data), i)
+    return decode_jpeg(data, 'stored')
 
 # %% ../../nbs/10a_data.dicom.ipynb #d287ef4c
 def tagged_kinds(
@@ -415,7 +426,7 @@ def read_dicom(
     path = Path(path)
     with guarded(path, 'the header is damaged'): return _dicom_clip(path)
 
-# %% ../../nbs/10a_data.dicom.ipynb #e8611119
+# %% ../../nbs/10a_data.dicom.ipynb #26bbd15a
 def _dicom_clip(path):
     ds = read_dicom_header(path)
     if not ds.get('SOPClassUID') and 'Rows' not in ds: raise CineError('not a DICOM file')
@@ -426,13 +437,14 @@ def _dicom_clip(path):
     scale = next((r.cm_per_px for r in regions if r.kind in ('bmode', 'colour')), None)
     notes = tuple(x for x in (*p.notes, note, *rate_notes(ds)*(n > 1)) if x)
     clip = Clip(content_id(path), n, h, w, _reader(p), fps, fps_source, scale, regions, colour_source=p.source, notes=notes)
+    if p.space == 'ybr' and p.at.stored == 8: clip.stored = _reader(p, 'ybr')
     clip.kind = clip_kind(clip, ds)
     return clip
 
-def _reader(p):
+def _reader(p, kind='rgb'):
     def read(idx):
         with guarded(p.path, 'a frame cannot be decoded'), open_dataset(p.path)[0] as f:
             out = np.empty((len(idx), p.at.rows, p.at.columns, 3), np.uint8)
-            for o, i in zip(out, idx): o[:] = p.rgb(int(i), f)
+            for o, i in zip(out, idx): o[:] = getattr(p, kind)(int(i), f)
             return out
     return read

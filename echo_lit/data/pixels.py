@@ -165,14 +165,21 @@ def _j2k_stream(data):
     space = ('grey', 'one component') if n == 1 else ('rgb', 'J2K component transform') if mixed else (None, '')
     return Stream(y1 - y0, x1 - x0, n, bits, *space)
 
-# %% ../../nbs/10_data.pixels.ipynb #11a8e5c6
+# %% ../../nbs/10_data.pixels.ipynb #6a4fa7cc
 _AS_STORED = b'\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00'
+
+def _without_marks(data):
+    at = 2
+    while data[at:at + 1] == b'\xff' and (data[at + 1:at + 2] == b'\xfe' or 0xE0 <= data[at + 1] <= 0xEF):
+        at += 2 + int.from_bytes(data[at + 2:at + 4], 'big')
+    return data[:2] + _AS_STORED + data[at:]
 
 def decode_jpeg(
     data: bytes, # A baseline JPEG image
-    space: str = 'ybr', # 'grey', 'rgb' or 'ybr', as decided for the file
+    space: str = 'ybr', # 'grey', 'rgb' or 'ybr', as decided for the file; 'stored' leaves Y, Cb, Cr as they are
 ) -> np.ndarray: # uint8 RGB `[H,W,3]`
     "One JPEG frame in RGB."
+    if space == 'stored': data = _without_marks(data)
     if space == 'rgb' and read_stream(data).space is None: data = data[:2] + _AS_STORED + data[2:]
     try: return simplejpeg.decode_jpeg(data, colorspace='RGB')
     except ValueError as e: raise CineError(f'a frame is not a whole JPEG: {e}') from None

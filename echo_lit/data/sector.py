@@ -110,30 +110,32 @@ def sector_mask(
     if preset != 'default': raise ValueError(f"preset={preset!r} is not 'default' or 'upstream'")
     return find_sector(frames, region).mask
 
-# %% ../../nbs/12_data.sector.ipynb #9c0a4a1c
+# %% ../../nbs/12_data.sector.ipynb #d717548f
 _NINE = np.ones((3, 3), np.uint8)
 
 def _stored_grey(f): return cv2.cvtColor(cv2.cvtColor(f, cv2.COLOR_YUV2RGB), cv2.COLOR_RGB2GRAY)
 
 def times_lit(
     frames: np.ndarray, # uint8 `[T,H,W,3]`, Y, Cb, Cr as stored
+    start: bool = True, # The clip starts here; else this is a later stretch, to be added
 ) -> np.ndarray: # uint8 `[H,W]`, wraps from 255 to 0
     "In how many frames each pixel is not black, the first counted twice."
     def lit(f):
         black, near = cv2.inRange(f, (0, 128, 128), (0, 128, 128)), cv2.inRange(f, (0, 126, 126), (0, 130, 130))
         if cv2.countNonZero(black) < cv2.countNonZero(near): return _stored_grey(f) > 0
         return black == 0
-    n = lit(frames[0]).astype(np.uint8)
+    n = lit(frames[0]).astype(np.uint8)*np.uint8(start)
     for f in frames: n += lit(f)
     return n
 
-# %% ../../nbs/12_data.sector.ipynb #ac0cee58
+# %% ../../nbs/12_data.sector.ipynb #09dc55ab
 def published_mask(
     frames: np.ndarray, # uint8 `[T,H,W,3]`, Y, Cb, Cr as stored
+    count: np.ndarray|None = None, # From `times_lit`, where `frames` are the first and the last alone
 ) -> np.ndarray: # bool `[H,W]`, empty where the first frame equals the last
     "EchoPrime's mask of the ultrasound, bit for bit."
     _check_frames(frames)
-    lit = cv2.erode(times_lit(frames), _NINE, iterations=10) > 0
+    lit = cv2.erode(times_lit(frames) if count is None else count, _NINE, iterations=10) > 0
     moved = _stored_grey(frames[0]) != _stored_grey(frames[-1])
     moved[:20, :20] = False
     x = _unreached(cv2.dilate((moved & lit).astype(np.uint8), _NINE, iterations=10))

@@ -16,7 +16,7 @@ from .video import FrameEncoder
 from ..vocabulary import COARSE_VIEWS
 
 # %% auto #0
-__all__ = ['ViewClassifier', 'fit_temperature', 'fit_threshold', 'view_classifier']
+__all__ = ['ViewClassifier', 'fit_temperature', 'fit_threshold', 'ConvNeXtViews', 'view_classifier']
 
 # %% ../../nbs/22_models.views.ipynb #ad43f25f
 class ViewClassifier(nn.Module):
@@ -91,9 +91,46 @@ def fit_threshold(
     good = ((right >= accuracy) & last).nonzero()
     return (confidence[good[-1]].item(), (good[-1].item() + 1)/len(labels)) if len(good) else (1., 0.)
 
-# %% ../../nbs/22_models.views.ipynb #f9be709e
+# %% ../../nbs/22_models.views.ipynb #e5a13eb4
+class ConvNeXtViews(ViewClassifier):
+    "torchvision's ConvNeXt with a view for each output; the base size unless told otherwise."
+    def __init__(self,
+        n: int = len(COARSE_VIEWS), # Classes, in the order of `COARSE_VIEWS`
+        contract: InputContract|None = None, # None: the default contract
+        width: int = 128, # Channels of the first stage; each later one doubles them
+        depths: tuple = (3, 3, 27, 3), # Blocks of each stage
+        frames: int = 1, # Frames read from each clip; one is the first
+    ):
+        from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+        nn.Module.__init__(self)
+        self.contract, self.frames = contract or InputContract(size=224), frames
+        self.sizes = dict(kind='convnext', n=n, width=width, depths=tuple(depths), frames=frames)
+        widths = [width << i for i in range(len(depths))] + [None]
+        net = ConvNeXt([CNBlockConfig(*c) for c in zip(widths, widths[1:], depths)], stochastic_depth_prob=0.5, num_classes=n)
+        self.features, self.classifier = net.features, net.classifier
+        self.register_buffer('temperature', torch.ones(()))
+        self.register_buffer('threshold', torch.zeros(()))
+
+    def frame_logits(self,
+        frames: Tensor, # float [N,3,H,W], normalised
+    ) -> Tensor: # [N,n]
+        "Logits of frames."
+        return self.classifier(self.features(frames).mean((2, 3), keepdim=True))
+
+    def forward(self,
+        clips: Tensor, # uint8 [B,3,T,H,W]
+    ) -> Tensor: # [B,n] logits
+        "Logits of clips, averaged over frames."
+        t = torch.linspace(0, clips.shape[2] - 1, min(self.frames, clips.shape[2])).round().long().to(clips.device)
+        frames = self.contract.normalise(clips[:, :, t]).transpose(1, 2)      # [B,t,3,H,W]
+        return self.frame_logits(frames.flatten(0, 1)).unflatten(0, (len(clips), len(t))).mean(1)
+
+# %% ../../nbs/22_models.views.ipynb #47ed223b
 def view_classifier(
     config: dict, # From `ViewClassifier.config()`
 ) -> ViewClassifier: # Freshly initialised
     "View classifier described by a configuration."
-    return ViewClassifier(**{**config, 'contract': InputContract.from_dict(config['contract'])})
+    sizes = {**config, 'contract': InputContract.from_dict(config['contract'])}
+    kind = sizes.pop('kind', 'frames')
+    if kind not in ('frames', 'convnext'): raise ValueError(f"unknown view classifier {kind!r}: one of frames, convnext")
+    return (ConvNeXtViews if kind == 'convnext' else ViewClassifier)(**sizes)
