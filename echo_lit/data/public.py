@@ -232,7 +232,7 @@ def _wall(path, first, clip):
     sized = [cv2.resize((m > 0).astype(np.uint8), (clip.width, clip.height), interpolation=cv2.INTER_NEAREST) for m in x]
     return [Mask(first + i, m, {1: 'LV wall'}) for i, m in enumerate(sized)]
 
-# %% ../../nbs/17d_data.public.ipynb #b089204c
+# %% ../../nbs/17d_data.public.ipynb #53e355d5
 class CardiacUdc(Dataset):
     "Apical cines of six sites, some frames segmented."
     name = 'cardiac-udc'
@@ -248,7 +248,6 @@ class CardiacUdc(Dataset):
         if turn not in _TURNS: raise ValueError(f'turn={turn!r} is not one of {", ".join(_TURNS)}')
         self.turn, inner = turn, Path(root)/'cardiacUDC_dataset'
         super().__init__(inner if inner.is_dir() else root, quiet=quiet)
-
     def rows(self) -> Iterator[dict]:
         folders = [f for f in sorted(self.root.iterdir()) if f.is_dir() and (f.name.startswith('Site_') or f.name == 'label_all_frame')]
         if not folders: raise EchoError(f'{self.root.name} is not cardiac-udc: no Site_* folder in it')
