@@ -86,10 +86,11 @@ def disk_volume(
     d = np.linalg.norm(tracing.points[:n] - tracing.points[:n - 1:-1], axis=1)
     return float(np.pi/4*(d**2).sum()*np.linalg.norm(tracing.axis[1] - tracing.axis[0])/n)
 
-# %% ../../nbs/17a_data.echonet.ipynb #ba4ecd44
+# %% ../../nbs/17a_data.echonet.ipynb #9393796f
 _TERMS = 'personal, non-commercial research; no redistribution, no derivatives, no sharing of the link'
+_TWISTED = Erratum('0X4F55DC7F6080587E', 'left out by public readers of the set for its traced frame', 'four of them on github', '2026.11')
 
-# %% ../../nbs/17a_data.echonet.ipynb #38650973
+# %% ../../nbs/17a_data.echonet.ipynb #72d6b31f
 class EchoNetDynamic(Dataset):
     "10,030 apical four-chamber videos with ejection fraction, volumes and two traced frames."
     name = 'echonet-dynamic'
@@ -97,8 +98,7 @@ class EchoNetDynamic(Dataset):
         'the reader in github.com/echonet/dynamic')
     needs = ('FileList.csv', 'VolumeTracings.csv', 'Videos')
     splits = {'official': "the Split column of FileList.csv, which is the paper's"}
-    errata = (Erratum('0X4F55DC7F6080587E', 'left out by public readers of the set for its traced frame',
-        'four of them on github', '2026.11'),)
+    errata = (_TWISTED,)
     def __init__(self,
         root: str|Path, # Folder with FileList.csv
         split: str|None = None,
@@ -113,14 +113,11 @@ class EchoNetDynamic(Dataset):
         self.drawn = Drawn(self.root/'VolumeTracings.csv', ('X1', 'Y1', 'X2', 'Y2'))
         for r in t.to_dict('records'): yield self._listed(r)
         yield from unlisted([self.root/'Videos'], self.root, set(t.FileName.map(bare)))
+    def tracings(self, clip_id: str) -> list[Tracing]:
+        frames = self.drawn.frames(bare(Path(self.row(clip_id).path).name))
+        return phases([chord_tracing(f, rows) for f, rows in frames.items() if len(rows) > 2])
 
-# %% ../../nbs/17a_data.echonet.ipynb #28a8c82a
-@patch
-def tracings(self: EchoNetDynamic, clip_id: str) -> list[Tracing]:
-    "The two traced frames of a recording."
-    frames = self.drawn.frames(bare(Path(self.row(clip_id).path).name))
-    return phases([chord_tracing(f, rows) for f, rows in frames.items() if len(rows) > 2])
-
+# %% ../../nbs/17a_data.echonet.ipynb #8f20fcd9
 @patch
 def _listed(self: EchoNetDynamic, r: dict) -> dict:
     "One line of FileList.csv as a row."
