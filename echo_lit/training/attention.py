@@ -23,7 +23,7 @@ from .loaders import Augment, Corpus, FindingCodec
 from ..vocabulary import COARSE_VIEWS, SECTION_VIEWS, SECTIONS
 
 # %% auto #0
-__all__ = ['embed_clips', 'study_loader', 'assessable', 'StudyTeacher', 'study_loss', 'attention_learner']
+__all__ = ['embed_clips', 'padded', 'study_loader', 'assessable', 'StudyTeacher', 'study_loss', 'attention_learner']
 
 # %% ../../nbs/34_training.attention.ipynb #e887bc63
 @torch.inference_mode()
@@ -47,7 +47,15 @@ def embed_clips(
     if len(e) != len(rows): raise RuntimeError(f'{len(e)} vectors for {len(rows)} clips')
     return e.clone(), p.clone()
 
-# %% ../../nbs/34_training.attention.ipynb #50bfd4a7
+# %% ../../nbs/34_training.attention.ipynb #8633bbba
+def padded(
+    studies: list[tuple[Tensor, ...]], # Of each study, tensors `[N_i, ...]` with a row a clip
+) -> tuple[Tensor, ...]: # Each `[S,N, ...]`, zero behind a study's end; last the mask, bool `[S,N]`
+    "Studies of different lengths as one batch."
+    pad, parts = partial(nn.utils.rnn.pad_sequence, batch_first=True), list(zip(*studies))
+    return (*map(pad, parts), pad([torch.ones(len(x), dtype=torch.bool) for x in parts[0]]))
+
+# %% ../../nbs/34_training.attention.ipynb #79c7a103
 def study_loader(
     vectors: Tensor, # `[A,M,D]` clip vectors, A versions of each
     views: Tensor, # `[A,M,11]` view probabilities
@@ -69,10 +77,7 @@ def study_loader(
         return vectors[version, clips], views[version, clips]
     def batch(ids: list[int]) -> tuple[Tensor, ...]:
         rows = [int(studies[i]) for i in ids]
-        e, p = zip(*map(chosen, rows))
-        pad = partial(nn.utils.rnn.pad_sequence, batch_first=True)
-        mask = pad([torch.ones(len(o), dtype=torch.bool) for o in e])
-        return pad(e), pad(p), mask, torch.cat([torch.tensor(rows)[:, None].float(), y[rows]], 1)
+        return *padded([chosen(r) for r in rows]), torch.cat([torch.tensor(rows)[:, None].float(), y[rows]], 1)
     return DataLoader(range(len(studies)), bs=bs, shuffle=train, drop_last=train and len(studies) > bs, create_batch=batch, retain=lambda r, b: r)
 
 # %% ../../nbs/34_training.attention.ipynb #c2897c8b
@@ -85,7 +90,7 @@ def assessable(
     shows = (views @ can.T).clamp(0, 1)*mask[..., None]
     return 1 - (1 - shows).prod(1)
 
-# %% ../../nbs/34_training.attention.ipynb #8c987ff6
+# %% ../../nbs/34_training.attention.ipynb #527fd17f
 class StudyTeacher(nn.Module):
     "Anatomical attention with the temperatures that training needs."
     def __init__(self,
@@ -102,6 +107,7 @@ class StudyTeacher(nn.Module):
         queries, weights = self.attention(clips, views, mask)
         return dict(queries=queries, weights=weights, asked=assessable(views, mask) > .5, scale=self.scale(), report_scale=self.report_scale())
 
+# %% ../../nbs/34_training.attention.ipynb #969e17b0
 def study_loss(
     out: dict[str, Tensor], # From a `StudyTeacher`
     target: Tensor, # `[S,1+C]` study and findings
@@ -120,6 +126,7 @@ def study_loss(
     sections = section_loss(out['queries'], texts[some], shares, said & out['asked'], out['scale'])
     return sections + weight*clip_loss(study_embedding(out['queries']), own, out['report_scale'], same[study])
 
+# %% ../../nbs/34_training.attention.ipynb #8fa55752
 def attention_learner(
     dls: DataLoaders, # From `study_loader`
     attention: AnatomicalAttention, # Trained in place

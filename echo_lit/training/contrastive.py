@@ -81,13 +81,14 @@ class Scale(nn.Module):
         self.low, self.high, self.log = low, high, nn.Parameter(torch.tensor(float(start)).log())
     def forward(self) -> Tensor: return self.log.exp().clamp(self.low, self.high)
 
-# %% ../../nbs/33_training.contrastive.ipynb #21b9dee5
+# %% ../../nbs/33_training.contrastive.ipynb #73e318fb
 def section_codes(
     codec: FindingCodec, # Which findings
 ) -> Tensor: # bool `[15,C]`
     "Which finding belongs to which section."
     return torch.tensor([[FINDINGS[c].section == s for c in codec.codes] for s in SECTIONS])
 
+# %% ../../nbs/33_training.contrastive.ipynb #ba84cdc6
 def section_targets(
     y: Tensor, # `[Q,C]` findings asked for, NaN where not asked
     bank: Tensor, # `[M,C]` findings of the reports, NaN where not said
@@ -135,7 +136,7 @@ class ClipTeacher(nn.Module):
         queries = torch.einsum('bd,sdt->bst', F.normalize(e, dim=-1), self.project)
         return dict(findings=self.findings(e), queries=queries, scale=self.scale(), report_scale=self.report_scale())
 
-# %% ../../nbs/33_training.contrastive.ipynb #ea3d58d1
+# %% ../../nbs/33_training.contrastive.ipynb #b24297ee
 def contrastive_target(
     study_rows: Tensor, # `[M]` row of the report of each clip
     y: Tensor, # `[M,C]` findings of each clip
@@ -143,6 +144,7 @@ def contrastive_target(
     "The report a clip belongs to, and what is asked of the clip."
     return torch.cat([study_rows[:, None].float(), y], 1)
 
+# %% ../../nbs/33_training.contrastive.ipynb #aec65302
 def teacher_loss(
     out: dict[str, Tensor], # From a `ClipTeacher`
     target: Tensor, # From `contrastive_target`
@@ -160,6 +162,7 @@ def teacher_loss(
     whole = (F.normalize(out['queries'], dim=-1)*asked[..., None]).sum(1)
     return finding_loss(out['findings'], y, codec, share) + weights[0]*sections + weights[1]*clip_loss(whole, texts, out['report_scale'], same[study])
 
+# %% ../../nbs/33_training.contrastive.ipynb #6a49c25c
 def contrastive_learner(
     dls: DataLoaders, # Clips uint8 `[B,3,T,H,W]` and targets from `contrastive_target`
     video: nn.Module, # A `VideoTower`; trained in place

@@ -88,7 +88,7 @@ def floated(
     if isinstance(x, (tuple, list)): return type(x)(floated(v) for v in x)
     return x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
 
-# %% ../../nbs/31_training.learner.ipynb #675dc241
+# %% ../../nbs/31_training.learner.ipynb #bac3429c
 class ClipGradient(Callback):
     "Gradients no longer than a limit, so that one strange batch cannot undo an epoch."
     def __init__(self,
@@ -96,6 +96,7 @@ class ClipGradient(Callback):
     ): self.limit = limit
     def before_step(self): nn.utils.clip_grad_norm_(self.model.parameters(), self.limit)
 
+# %% ../../nbs/31_training.learner.ipynb #a78a5d06
 def echo_learner(
     dls: DataLoaders, # Training and validation batches, the target last
     model: nn.Module, # Any model

@@ -23,7 +23,7 @@ from .loaders import FindingCodec
 from ..vocabulary import SECTIONS
 
 # %% auto #0
-__all__ = ['report_parts', 'part_batch', 'report_loader', 'FindingQueries', 'ReportTeacher', 'report_loss', 'reading_loss',
+__all__ = ['report_parts', 'part_batch', 'report_loader', 'FindingQueries', 'ReportTeacher', 'reading_loss', 'report_loss',
            'text_learner']
 
 # %% ../../nbs/33a_training.text.ipynb #84acfe29
@@ -86,7 +86,7 @@ class FindingQueries(nn.Module):
         which = torch.eye(len(SECTIONS), device=y.device).expand(len(y), -1, -1)
         return self.layers(torch.cat([x, which], 2))
 
-# %% ../../nbs/33a_training.text.ipynb #f69d0b63
+# %% ../../nbs/33a_training.text.ipynb #70c60f51
 class ReportTeacher(nn.Module):
     "A text tower, with the heads that only training needs."
     def __init__(self,
@@ -105,6 +105,15 @@ class ReportTeacher(nn.Module):
         return dict(text=F.normalize(e.float(), dim=-1), findings=self.findings(e), queries=self.queries(y),
                     scale=self.scale(), report_scale=self.report_scale())
 
+# %% ../../nbs/33a_training.text.ipynb #aef57b26
+def reading_loss(
+    out: dict[str, Tensor], # From a `ReportTeacher`
+    y: Tensor, # `[B,C]` what the texts say
+    codec: FindingCodec, # Which findings
+) -> Tensor: # Scalar
+    "Finding loss of the report's vector."
+    return finding_loss(out['findings'], y, codec)
+
 def report_loss(
     out: dict[str, Tensor], # From a `ReportTeacher`
     y: Tensor, # `[B,C]` what the texts say
@@ -117,14 +126,7 @@ def report_loss(
     return (reading_loss(out, y, codec) + weights[0]*section_loss(out['queries'], out['text'], target, asked, out['scale'])
             + weights[1]*clip_loss(whole, out['text'], out['report_scale']))
 
-def reading_loss(
-    out: dict[str, Tensor], # From a `ReportTeacher`
-    y: Tensor, # `[B,C]` what the texts say
-    codec: FindingCodec, # Which findings
-) -> Tensor: # Scalar
-    "Finding loss of the report's vector."
-    return finding_loss(out['findings'], y, codec)
-
+# %% ../../nbs/33a_training.text.ipynb #42259355
 def text_learner(
     dls: DataLoaders, # From `report_loader`
     text: TextTower, # Trained in place

@@ -18,7 +18,7 @@ from .loaders import Augment, Corpus, clip_loaders
 from ..vocabulary import COARSE_VIEWS
 
 # %% auto #0
-__all__ = ['view_weights', 'view_loaders', 'view_learner', 'view_accuracy', 'calibrate_views']
+__all__ = ['view_weights', 'view_loaders', 'view_accuracy', 'view_learner', 'calibrate_views']
 
 # %% ../../nbs/32_training.views.ipynb #9e5d2b8f
 def view_weights(
@@ -30,7 +30,7 @@ def view_weights(
     weight = torch.where(count > 0, count.clamp(min=1)**-.5, 0.)
     return weight/weight[count > 0].mean()
 
-# %% ../../nbs/32_training.views.ipynb #af13a5e4
+# %% ../../nbs/32_training.views.ipynb #43481a16
 def view_loaders(
     corpus: Corpus, # Clips and their views
     valid: float = .1, # Share of the patients held back
@@ -42,6 +42,14 @@ def view_loaders(
     "Clips with their views, a few random frames at a time in training."
     return clip_loaders(corpus, torch.from_numpy(corpus.view_index), valid, bs, augment, frames, seed=seed)
 
+# %% ../../nbs/32_training.views.ipynb #756ce7b5
+def view_accuracy(
+    logits: Tensor, # `[B,11]`
+    view: Tensor, # `[B]` view numbers
+) -> Tensor: # In [0,1]
+    "Share of clips whose likeliest view is the right one."
+    return (logits.argmax(1) == view).float().mean()
+
 def view_learner(
     dls: DataLoaders, # From `view_loaders`
     model: ViewClassifier, # Trained in place
@@ -52,13 +60,6 @@ def view_learner(
     "Learner of a view classifier."
     def loss(logits: Tensor, view: Tensor) -> Tensor: return F.cross_entropy(logits.float(), view, weights, label_smoothing=smoothing)
     return echo_learner(dls, model, loss, metrics=[view_accuracy], **kwargs)
-
-def view_accuracy(
-    logits: Tensor, # `[B,11]`
-    view: Tensor, # `[B]` view numbers
-) -> Tensor: # In [0,1]
-    "Share of clips whose likeliest view is the right one."
-    return (logits.argmax(1) == view).float().mean()
 
 # %% ../../nbs/32_training.views.ipynb #8977f193
 def calibrate_views(
