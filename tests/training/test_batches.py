@@ -1,35 +1,153 @@
-"Loaders give the same batches with and without workers."
+"Loaders give each sample once an epoch, the same whoever reads it, however often it is interrupted."
+import json
 import subprocess
 import sys
 
-SCRIPT = """
-import sys
-from pathlib import Path
-import numpy as np, torch
+import numpy as np
+import pytest
+import torch
+
+from echo_lit.core import EchoError
 from echo_lit.data.cine import write_video
 from echo_lit.data.contract import InputContract
 from echo_lit.data.manifest import manifest
-from echo_lit.training.batches import clip_batches
+from echo_lit.data.shards import Shards, write_shards
+from echo_lit.training.batches import clip_batches, study_batches
 
-folder, rng = Path(sys.argv[1]), np.random.default_rng(0)
-rows = []
-for i in range(12):
-    write_video(folder/f'{i}.avi', rng.integers(0, 255, (8, 32, 32, 3), dtype=np.uint8), 25)
-    rows.append(dict(clip_id=f'{i:012x}', patient_id=f'p{i}', study_id=f's{i}', path=f'{i}.avi', ef=30. + i, view='A4C'))
-films, contract = manifest(rows, 'toy'), InputContract(frames=4, seconds=.3, size=32)
+CONTRACT = InputContract(frames=4, seconds=.3, size=32)
+COUNT = 23
+
+
+def films(folder, n=COUNT):
+    "A table of noise in motion JPEG, every seventh in H.264."
+    rows, rng = [], np.random.default_rng(0)
+    for i in range(n):
+        path = write_video(folder/f'{i}.{"avi" if i % 7 else "mp4"}', rng.integers(0, 255, (8, 32, 32, 3), dtype=np.uint8), 25)
+        rows.append(dict(clip_id=f'{i:012x}', patient_id=f'p{i}', study_id=f's{i//3}', path=path.name, kind='bmode', ef=30. + i, view='A4C'))
+    return manifest(rows, 'toy')
+
+
+WORKERS = """
+import sys
+from pathlib import Path
+import numpy as np, pandas as pd, torch
+from echo_lit.data.cine import read_cine
+from echo_lit.data.contract import InputContract
+from echo_lit.training.batches import clip_batches, study_batches
 
 def changed(x, rng): return np.clip(x + rng.normal(0, 5), 0, 255).astype(np.uint8)
 
-def batches(workers): return list(clip_batches(films, folder, contract, ['ef'], train=True, augment=changed, seed=3, bs=5, workers=workers))
+def epochs(workers):
+    dl = clip_batches(films, folder, contract, ['ef'], train=True, augment=changed, seed=3, bs=5, workers=workers)
+    next(iter(dl))
+    dl.position.done = 0
+    return [list(dl) for _ in range(2)], list(study_batches(films, folder, contract, ['ef'], seed=3, bs=3, workers=workers))
 
-helped, alone = batches(2), batches(0)
-assert len(helped) == len(alone) > 1
-assert all((a == b).all() for p, q in zip(alone, helped) for a, b in ((p[0], q[0]), (p[2], q[2])))
-assert sorted(torch.cat([at for *_, at in helped]).tolist()) == list(range(12))
-print('same')
+def same(a, b):
+    if isinstance(a, torch.Tensor): return a.dtype == b.dtype and torch.equal(a.nan_to_num(), b.nan_to_num())
+    return len(a) == len(b) and all(same(p, q) for p, q in zip(a, b))
+
+if __name__ == '__main__':
+    folder, contract = Path(sys.argv[1]), InputContract(frames=4, seconds=.3, size=32)
+    films = pd.read_parquet(folder/'films.parquet')
+    for path in folder.glob('*.mp4'): assert read_cine(path, threads=4)[:].shape == (8, 32, 32, 3)
+    alone = epochs(0)
+    assert same(epochs(int(sys.argv[2])), alone)
+    for epoch in alone[0]: assert sorted(torch.cat([at for *_, at in epoch]).tolist()) == list(range(len(films)))
+    print('same')
 """
 
 
-def test_two_workers_give_the_batches_of_none(tmp_path):
-    done = subprocess.run([sys.executable, '-c', SCRIPT, str(tmp_path)], capture_output=True, text=True, timeout=120)
+@pytest.mark.parametrize('workers', ['2', pytest.param('1', marks=pytest.mark.slow), pytest.param('3', marks=pytest.mark.slow)])
+def test_workers_after_decoding_with_threads_give_the_batches_of_none(tmp_path, workers):
+    "A process that has decoded with threads holds their locks; workers are started from it, an epoch is broken off, two are read."
+    films(tmp_path).to_parquet(tmp_path/'films.parquet')
+    (tmp_path/'script.py').write_text(WORKERS)
+    done = subprocess.run([sys.executable, str(tmp_path/'script.py'), str(tmp_path), workers], capture_output=True, text=True, timeout=900)
     assert done.stdout.strip() == 'same', done.stderr[-2000:]
+
+
+def test_workers_are_refused_what_cannot_be_copied(tmp_path):
+    with pytest.raises(EchoError, match='use workers=0'):
+        next(iter(clip_batches(films(tmp_path, 3), tmp_path, CONTRACT, ['ef'], train=True, augment=lambda x, rng: x, workers=2)))
+
+
+def test_a_look_at_a_batch_costs_no_clip(tmp_path):
+    dl = clip_batches(films(tmp_path, 9), tmp_path, CONTRACT, ['ef'], train=True, bs=4)
+    first = dl.one_batch()[-1]
+    assert [len(x) for x, *_ in dl] == [4, 4, 1] and len(first) == 4 and (dl.position.epoch, dl.position.done) == (1, 0)
+
+
+def test_what_is_done_on_the_device_depends_on_the_clip_alone(tmp_path):
+    def stamped(x, seeds):
+        assert seeds.dtype == np.uint64 and len(seeds) == len(x)
+        return torch.from_numpy((seeds % np.uint64(251)).astype(np.uint8))[:, None, None, None, None].expand_as(x)
+    table = films(tmp_path, 9)
+    found = [{int(i): int(x.max()) for xs, *_, at in clip_batches(table, tmp_path, CONTRACT, ['ef'], train=True, bs=bs, on_batch=stamped)
+              for x, i in zip(xs, at)} for bs in (2, 9)]
+    assert found[0] == found[1] and len(set(found[0].values())) > 5
+    x, mask, *_ = next(iter(study_batches(table, tmp_path, CONTRACT, ['ef'], bs=3, on_batch=stamped)))
+    assert x.shape[:2] == (3, 3) and len({int(v) for v in x.amax((2, 3, 4, 5)).ravel()}) == 9
+
+
+def numbers(shards, steps=None, state=None, **kwargs):
+    "Items of the next batches, and the state to save after them."
+    dl = clip_batches(shards.table, shards, CONTRACT, ['ef'], train=True, seed=7, bs=3, **kwargs)
+    if state: dl.position.__dict__.update(json.loads(state))
+    seen, stream = [], iter(dl)
+    for _, batch in zip(range(steps or len(dl)), stream): seen += batch[-1].tolist()
+    if steps is None: assert next(stream, None) is None
+    return seen, json.dumps(vars(dl.position))
+
+
+@pytest.mark.parametrize('steps', [1, 4, 7])
+def test_one_rank_reads_each_sample_once_across_an_interruption(tmp_path, steps):
+    shards = Shards(write_shards(films(tmp_path), tmp_path, tmp_path/'shards', per_shard=5))
+    seen, state = numbers(shards, steps)
+    rest, state = numbers(shards, state=state)
+    assert len(seen) == 3*steps and sorted(seen + rest) == list(range(COUNT)) and json.loads(state) == dict(seed=7, epoch=1, done=0)
+    again, _ = numbers(shards, state=state)
+    assert sorted(again) == list(range(COUNT)) and again != seen + rest
+
+
+RANKS = """
+import datetime, json, sys
+from pathlib import Path
+import torch.distributed as dist
+sys.path.insert(0, sys.argv[1])
+from test_batches import Shards, numbers
+
+if __name__ == '__main__':
+    folder, rank, found = Path(sys.argv[2]), int(sys.argv[3]), []
+    mine = dict(rank=rank, world=2)
+    dist.init_process_group('gloo', init_method=f'file://{folder}/meet', timeout=datetime.timedelta(minutes=10), rank=rank, world_size=2)
+    for count in map(int, sys.argv[4:]):
+        shards = Shards(folder/str(count))
+        for steps in range(1, (count + 5)//6):
+            begun, state = numbers(shards, steps, **mine)
+            states = [None, None]
+            dist.all_gather_object(states, state)
+            assert states[0] == states[1], states
+            rest, state = numbers(shards, state=states[1 - rank], **mine)
+            assert json.loads(state) == dict(seed=7, epoch=1, done=0)
+            alone = numbers(shards, state=states[0])[0] if rank else []
+            found.append([count, begun, rest, alone, numbers(shards, state=state, **mine)[0]])
+    (folder/f'{rank}.json').write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+"""
+
+
+def test_two_ranks_read_each_sample_once_across_an_interruption(tmp_path, request):
+    "Real processes that meet; each goes on from what the other saved, or one of them alone finishes what two began."
+    for n in (23, 19, 7): write_shards(films(tmp_path, n), tmp_path, tmp_path/str(n), per_shard=5)
+    (tmp_path/'script.py').write_text(RANKS)
+    call = [sys.executable, str(tmp_path/'script.py'), str(request.path.parent), str(tmp_path)]
+    ranks = [subprocess.Popen([*call, str(r), '23', '19', '7'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for r in (0, 1)]
+    for p in ranks: assert not p.wait(timeout=900), p.stdout.read()[-2000:]
+    tables = [json.loads((tmp_path/f'{r}.json').read_text()) for r in (0, 1)]
+    assert len(tables[0]) == len(tables[1]) == 7
+    for (n, *first), (_, *second) in zip(*tables):
+        begun, rest, alone, later = (a + b for a, b in zip(first, second))
+        assert sorted(begun + rest) == sorted(begun + alone) == sorted(later) == list(range(n))
+        assert abs(len(first[3]) - len(second[3])) == n % 2
