@@ -19,9 +19,9 @@ from pydicom.uid import UID, JPEG2000, JPEG2000Lossless, JPEGLossless, JPEGLossl
 from ..core import EchoError
 
 # %% auto #0
-__all__ = ['COLOUR_TAGS', 'GREY_TAGS', 'CineError', 'numbers', 'Layout', 'read_layout', 'native_samples', 'used_bits', 'Stream',
-           'read_stream', 'decode_jpeg', 'stream_samples', 'grey_share', 'colour_space', 'windowed', 'grey_table',
-           'palette_table', 'to_rgb']
+__all__ = ['COLOUR_TAGS', 'GREY_TAGS', 'PIXELS_LIMIT', 'CineError', 'numbers', 'Layout', 'read_layout', 'native_samples',
+           'used_bits', 'Stream', 'read_stream', 'decode_jpeg', 'stream_samples', 'grey_share', 'colour_space',
+           'windowed', 'grey_table', 'palette_table', 'to_rgb']
 
 # %% ../../nbs/10_data.pixels.ipynb #8d1c371f
 class CineError(EchoError): "A file that cannot be read as a cine, and why."
@@ -60,15 +60,16 @@ class Layout:
         n = self.rows*self.columns*self.samples*self.allocated//8
         return n*2//3 if self.tag == 'YBR_FULL_422' else n
 
-# %% ../../nbs/10_data.pixels.ipynb #47def8da
+# %% ../../nbs/10_data.pixels.ipynb #f27568f4
+PIXELS_LIMIT = 1 << 23
+
 def read_layout(
     ds: Dataset, # A DICOM header
-    limit: int = 8192, # Most rows or columns believed
 ) -> Layout: # Checked against what a cine can be
     "The sample layout that a header describes."
     number = lambda k, d: int(next(iter(numbers(ds, k)), d))
     h, w, samples, bits = number('Rows', 0), number('Columns', 0), number('SamplesPerPixel', 1), number('BitsAllocated', 8)
-    if not 0 < h <= limit or not 0 < w <= limit: raise CineError(f'a picture of {h} by {w} pixels is not believed')
+    if h < 1 or w < 1 or h*w > PIXELS_LIMIT: raise CineError(f'a picture of {h} by {w} pixels is not believed')
     if samples not in (1, 3) or bits not in (8, 16): raise CineError(f'{samples} samples of {bits} bits a pixel are not read')
     stored = number('BitsStored', bits)
     if not 1 <= stored <= bits: stored = bits
