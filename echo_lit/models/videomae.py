@@ -125,16 +125,17 @@ def weight_file(
 
 HUGGING_FACE = ('model.safetensors', 'pytorch_model.bin')
 
-# %% ../../nbs/24d_models.videomae.ipynb #adb5c24c
+# %% ../../nbs/24d_models.videomae.ipynb #177bf055
 def trained_on(
     file: Path, # Of the weights
     args: argparse.Namespace|dict|None = None, # Command line that the file holds
 ) -> dict: # frames, size (pixels), stride (frames), heads, eps: those that are known
     "What a download says of the clips it was trained on."
-    config, known = file.parent/'config.json', args if isinstance(args, dict) else vars(args) if args else {}
+    config, known = file.parent/'config.json', vars(args) if isinstance(args, argparse.Namespace) else args
     if file.name in HUGGING_FACE and config.is_file():
         try: known = json.loads(config.read_text(encoding='utf-8'))
         except (json.JSONDecodeError, UnicodeDecodeError) as e: raise WeightsError(f'{config} is not JSON: {e}') from None
+    if not isinstance(known, dict): known = {}
     names = dict(num_frames='frames', image_size='size', input_size='size', sampling_rate='stride', num_attention_heads='heads')
     found = {ours: known[k] for k, ours in names.items() if isinstance(known.get(k), int) and known[k] > 0}
     if found.get('frames', 16)*found.get('size', 224)**2 > 2**28: raise WeightsError(f'{file}: no clip is {found}')
