@@ -50,13 +50,14 @@ def _listed(path):
         if not all(f.resolve().is_relative_to(root) for f in files): raise CineError('names files outside of its folder')
     yield from files
 
-# %% ../../nbs/11_data.study.ipynb #bb581280
+# %% ../../nbs/11_data.study.ipynb #e4a47df6
 _POINTERS = ('OffsetOfTheNextDirectoryRecord', 'OffsetOfReferencedLowerLevelDirectoryEntity')
+_EMPTY = ('PATIENT', 'STUDY', 'SERIES', 'PRIVATE')
 
 def _records(ds, size):
     records = ds.get('DirectoryRecordSequence') or []
     places = [ds.get('OffsetOfTheLastDirectoryRecordOfTheRootDirectoryEntity'), *(r.get(k) for r in records for k in _POINTERS)]
-    nameless = any(r.get('DirectoryRecordType') == 'IMAGE' and not r.get('ReferencedFileID') for r in records)
+    nameless = any(not r.get(_POINTERS[1]) and not r.get('ReferencedFileID') and r.get('DirectoryRecordType') not in _EMPTY for r in records)
     if nameless or any(p is None or p >= size for p in places): raise CineError('the directory is cut off; give its folder instead')
     return records
 
