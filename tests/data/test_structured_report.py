@@ -6,7 +6,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 
 from echo_lit.core import EchoError
-from echo_lit.data.structured_report import _FORWARD, _UNITS, RULES, in_unit, read_report, read_reports, report_labels, sr_numbers, unread_codes
+from echo_lit.data.structured_report import _FORWARD, _UNITS, RULES, in_unit, read_structured_report, read_reports, report_labels, sr_numbers, unread_codes
 from echo_lit.vocabulary import FINDINGS
 
 UCUM = {'cm': 'cm', 'cm²': 'cm2', 'mL': 'ml', 'm/s': 'm/s', 'cm/s': 'cm/s', 'ms': 'ms', 'mmHg': 'mm[Hg]', '%': '%', '': '1',
@@ -50,28 +50,28 @@ def test_each_code_in_each_unit_is_its_finding(tmp_path, key):
         mods += [modifier('260674002', '397417004')] if rule.flow == 'backward' else []
         for unit, factor in _UNITS[t.unit].items():
             stored = plausible(t)/factor
-            r = read_report(write(tmp_path/f'{i}.dcm', number(key, stored, unit, *mods)))
+            r = read_structured_report(write(tmp_path/f'{i}.dcm', number(key, stored, unit, *mods)))
             assert {f.code: f.value for f in r.findings} == {rule.finding: pytest.approx(plausible(t), rel=1e-5)}, unit
 
 def test_units_that_do_not_fit_are_listed(tmp_path):
-    r = read_report(write(tmp_path/'a.dcm', number(('18026-5', 'LN'), 60, 'ml/m2'), number(('29436-3', 'LN'), 4.7, 'furlong')))
+    r = read_structured_report(write(tmp_path/'a.dcm', number(('18026-5', 'LN'), 60, 'ml/m2'), number(('29436-3', 'LN'), 4.7, 'furlong')))
     assert not r.findings and len(r.unused) == 2 and r.unused.note.str.contains('does not fit').all()
 
 def test_the_nearest_place_counts(tmp_path):
     peak, aortic, pulmonic = ('11726-7', 'LN'), '34202007', '39057004'
     inner = item('CONTAINER', ('125007', 'DCM'), number(peak, 3, 'm/s', modifier('363698007', pulmonic)), number(peak, 2, 'm/s'))
-    r = read_report(write(tmp_path/'a.dcm', item('CONTAINER', ('121070', 'DCM'), modifier('363698007', aortic), inner)))
+    r = read_structured_report(write(tmp_path/'a.dcm', item('CONTAINER', ('121070', 'DCM'), modifier('363698007', aortic), inner)))
     assert {f.code: f.value for f in r.findings} == {'pulmonic_peak_velocity': 3, 'av_peak_velocity': 2}
 
 def test_a_place_does_not_leak_into_the_next_section(tmp_path):
     peak = ('11726-7', 'LN')
     first = item('CONTAINER', ('121070', 'DCM'), modifier('363698007', '34202007'), number(peak, 2, 'm/s'))
-    r = read_report(write(tmp_path/'a.dcm', first, number(peak, 3, 'm/s')))
+    r = read_structured_report(write(tmp_path/'a.dcm', first, number(peak, 3, 'm/s')))
     assert [f.value for f in r.findings] == [2] and r.unused.note.tolist() == ['no finding for this place and flow']
 
 def test_numbers_below_numbers_are_not_measurements(tmp_path):
     normal = number(('29436-3', 'LN'), 9, 'cm', relation='INFERRED FROM')
-    r = read_report(write(tmp_path/'a.dcm', number(('29436-3', 'LN'), 5, 'cm', normal)))
+    r = read_structured_report(write(tmp_path/'a.dcm', number(('29436-3', 'LN'), 5, 'cm', normal)))
     assert len(r.measurements) == 1 and r.findings[0].value == 5
 
 def test_chosen_before_mean_before_median(tmp_path):
@@ -81,13 +81,13 @@ def test_chosen_before_mean_before_median(tmp_path):
     beats = [number(lvidd, x, 'cm') for x in (4, 5, 6.5)]
     for extra, want in (([], 5), ([number(lvidd, 5.2, 'cm', mean)], 5.2),
                         ([number(lvidd, 5.2, 'cm', mean), number(lvidd, 6.4, 'cm', chosen)], 6.4)):
-        assert read_report(write(tmp_path/'a.dcm', *beats, *extra)).findings[0].value == want
+        assert read_structured_report(write(tmp_path/'a.dcm', *beats, *extra)).findings[0].value == want
 
 def test_a_number_without_a_value(tmp_path):
     empty = item('NUM', ('29436-3', 'LN'))
     blank = number(('29438-9', 'LN'), 3, 'cm')
     blank.MeasuredValueSequence = []
-    r = read_report(write(tmp_path/'a.dcm', empty, blank))
+    r = read_structured_report(write(tmp_path/'a.dcm', empty, blank))
     assert r.unused.note.tolist() == ['no value']*2
 
 def test_implicit_vr_and_private_tags(tmp_path):
@@ -95,16 +95,16 @@ def test_implicit_vr_and_private_tags(tmp_path):
     ds = pydicom.dcmread(path)
     ds.private_block(0x0011, 'ACME', create=True).add_new(1, 'LO', 'secret')
     ds.save_as(path, enforce_file_format=True)
-    assert read_report(path).findings[0].value == pytest.approx(4.7)
+    assert read_structured_report(path).findings[0].value == pytest.approx(4.7)
 
 def test_control_characters_do_not_pass(tmp_path):
-    r = read_report(write(tmp_path/'a.dcm', number(('X\x1b[31m', '99A', 'evil\x1b[2J\nname'), 1, 'cm')))
+    r = read_structured_report(write(tmp_path/'a.dcm', number(('X\x1b[31m', '99A', 'evil\x1b[2J\nname'), 1, 'cm')))
     assert '\x1b' not in r.measurements.name[0] and '\n' not in r.measurements.name[0]
 
 def test_deep_and_wide_trees_end(tmp_path):
     deep = number(('29436-3', 'LN'), 5, 'cm')
     for _ in range(100): deep = item('CONTAINER', ('121070', 'DCM'), deep)
-    assert read_report(write(tmp_path/'deep.dcm', deep)).findings[0].value == 5
+    assert read_structured_report(write(tmp_path/'deep.dcm', deep)).findings[0].value == 5
     wide = item('CONTAINER', ('121070', 'DCM'), *[item('CONTAINER', ('121070', 'DCM')) for _ in range(300)])
     with pytest.raises(EchoError, match='more than 200 items'): sr_numbers(wide, limit=200)
 
@@ -115,7 +115,7 @@ def test_damaged_reports_are_one_line(tmp_path):
         data = bytearray(whole[:rng.integers(140, len(whole))] if i % 2 else whole)
         for _ in range(8): data[rng.integers(132, len(data))] = rng.integers(256)
         (tmp_path/'hurt.dcm').write_bytes(data)
-        try: read_report(tmp_path/'hurt.dcm')
+        try: read_structured_report(tmp_path/'hurt.dcm')
         except EchoError as e: assert '\n' not in str(e) and str(e).startswith('hurt.dcm')
 
 def test_a_folder_becomes_a_table(tmp_path):
@@ -144,7 +144,7 @@ def test_reports_of_another_writer(tmp_path):
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID, ds.SOPClassUID, ds.SOPInstanceUID = ExplicitVRLittleEndian, '1.2.840.10008.5.1.4.1.1.88.72', generate_uid()
     ds.save_as(tmp_path/'a.dcm', enforce_file_format=True)
-    assert {f.code: f.value for f in read_report(tmp_path/'a.dcm').findings} == {'ef': 57.2, 'av_peak_velocity': pytest.approx(4.12)}
+    assert {f.code: f.value for f in read_structured_report(tmp_path/'a.dcm').findings} == {'ef': 57.2, 'av_peak_velocity': pytest.approx(4.12)}
 
 def test_conversion_tables_cover_the_vocabulary():
     for t in FINDINGS.values():
