@@ -1,33 +1,10 @@
-"Towers against numbers of the published ones, with weights and inputs given by formula."
-import json
-import math
-from pathlib import Path
-
+"Towers of any size against torchvision's, with weights and inputs given by formula."
 import numpy as np
 import pytest
 import torch
 
-from echo_lit.models.text import TextTower
+from echo_lit.models.echoprime import formula_weights
 from echo_lit.models.video import FrameVideoTower, MViTTower, autocast
-
-GOLDEN = json.loads((Path(__file__).parents[1]/'parity'/'golden'/'echoprime_towers.json').read_text())
-MEAN = torch.tensor([29.110628, 28.076836, 29.096405]).view(3, 1, 1, 1)
-STD = torch.tensor([47.989223, 46.456997, 47.20083]).view(3, 1, 1, 1)
-
-
-def fill(module):
-    "Weights from a sine of their place, so that no random generator has to agree between versions."
-    state = module.state_dict()
-    for i, key in enumerate(sorted(state)):
-        t = state[key]
-        if not t.is_floating_point(): continue
-        place = np.arange(t.numel(), dtype=np.int64)
-        wave = np.sin(0.37*((7919*place + 104729*i) % 10007))
-        if t.ndim >= 2: wave = wave/math.sqrt(t.numel()/t.shape[0])
-        else: wave = 1 + 0.1*wave if key.endswith('weight') else 0.02*wave
-        t.copy_(torch.from_numpy(wave.reshape(t.shape)).float())
-    return module.eval()
-
 
 def pattern(B, T, H, W):
     "Integer-valued clips [B,3,T,H,W] in 0..255."
@@ -36,22 +13,7 @@ def pattern(B, T, H, W):
 
 
 @pytest.fixture(scope='module')
-def mvit(): return fill(MViTTower(embed_dim=512)).requires_grad_(False)
-
-
-@pytest.fixture(scope='module')
-def clips(): return (pattern(1, 16, 224, 224).float() - MEAN)/STD
-
-
-def test_mvit_gives_the_published_embedding(mvit, clips):
-    assert len(mvit.state_dict()) == 397 and sum(p.numel() for p in mvit.parameters()) == 34_623_872
-    with torch.inference_mode(): z = mvit.encode_normalised(clips)
-    torch.testing.assert_close(z, torch.tensor(GOLDEN['echoprime_video_embedding'][:1]), atol=1e-4, rtol=0)
-
-
-def test_mvit_in_mixed_precision_keeps_the_direction(mvit, clips):
-    with torch.inference_mode(), torch.autocast('cpu', torch.bfloat16): z = mvit.encode_normalised(clips).float()
-    assert torch.cosine_similarity(z, torch.tensor(GOLDEN['echoprime_video_embedding'][:1])).min() > 0.999
+def mvit(): return formula_weights(MViTTower(embed_dim=32, width=16)).requires_grad_(False).eval()
 
 
 @pytest.mark.parametrize('T,H,W', [(8, 96, 160), (5, 72, 72)])
@@ -69,7 +31,7 @@ def test_mvit_of_other_sizes_is_torchvisions(mvit, T, H, W):
 
 def test_mvit_gradients_are_torchvisions():
     from torchvision.models.video import MViT
-    model = fill(MViTTower(embed_dim=8))
+    model = formula_weights(MViTTower(embed_dim=8, width=16)).eval()
     model.pos_encoding.temporal_size, model.pos_encoding.spatial_size = 2, (16, 16)
     x, grads = torch.randn(1, 3, 4, 64, 64, generator=torch.Generator().manual_seed(0)), []
     for forward in (model.encode_normalised, lambda x: MViT.forward(model, x)):
@@ -77,18 +39,6 @@ def test_mvit_gradients_are_torchvisions():
         forward(x).square().sum().backward()
         grads.append({k: p.grad.clone() for k, p in model.named_parameters()})
     for k, g in grads[0].items(): torch.testing.assert_close(g, grads[1][k], atol=1e-3, rtol=1e-2, msg=k)
-
-
-def test_bert_tower_gives_the_published_embedding():
-    tower = fill(TextTower(vocab_size=30522, width=768, layers=12, heads=12, embed_dim=512, pool='first'))
-    ids = torch.arange(512)*37 % 30000 + 5
-    ids[0], ids[511] = 2, 3
-    ids = ids.repeat(2, 1)
-    ids[1, 40], ids[1, 41:] = 3, 0
-    mask = torch.ones(2, 512, dtype=torch.bool)
-    mask[1, 41:] = False
-    with torch.inference_mode(): z = tower(ids, mask)
-    torch.testing.assert_close(z, torch.tensor(GOLDEN['echoprime_text_embedding']), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize('T,size', [(1, 112), (16, 64), (7, 96), (32, 160)])
