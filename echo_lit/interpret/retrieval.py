@@ -12,7 +12,7 @@ import numpy as np, pandas as pd, pyarrow as pa, pyarrow.compute as pc, pyarrow.
 from ..core import EchoError
 
 # %% auto #0
-__all__ = ['RetrievalError', 'parquet_rows', 'nearest_rows', 'ReportIndex', 'load_index']
+__all__ = ['RetrievalError', 'parquet_rows', 'nearest_rows', 'ReportIndex']
 
 # %% ../../nbs/40_interpret.retrieval.ipynb #9b640176
 class RetrievalError(EchoError):
@@ -88,7 +88,7 @@ def _best(
     order = np.argsort(-scores, axis=1, kind='stable')[:, :k]
     return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 
-# %% ../../nbs/40_interpret.retrieval.ipynb #fc1e04ad
+# %% ../../nbs/40_interpret.retrieval.ipynb #becb562f
 class ReportIndex:
     "A bank of report embeddings with its table of reports."
     def __init__(self,
@@ -113,14 +113,25 @@ class ReportIndex:
         if self._lazy: return parquet_rows(self.table, rows, columns)
         return self.table.reset_index(drop=True).rename_axis('row').loc[np.asarray(rows), columns or list(self.table.columns)]
 
-    def patients(self) -> pa.ChunkedArray: # One id a row
-        "The patient of each report."
-        if self._patients is None:
-            column = self.table.read(['patient_id'])['patient_id'] if self._lazy else pa.chunked_array([self.table.patient_id])
-            self._patients = column.dictionary_encode()
-        return self._patients
+# %% ../../nbs/40_interpret.retrieval.ipynb #85997f3b
+@patch
+def patients(self: ReportIndex) -> pa.ChunkedArray: # One id a row
+    "The patient of each report, read once."
+    if self._patients is None:
+        column = self.table.read(['patient_id'])['patient_id'] if self._lazy else pa.chunked_array([self.table.patient_id])
+        self._patients = column.dictionary_encode()
+    return self._patients
 
-# %% ../../nbs/40_interpret.retrieval.ipynb #3562019e
+@patch
+def others(self: ReportIndex,
+    patient: str, # Patient to leave out
+) -> np.ndarray: # `[M]` bool
+    "Which rows belong to somebody else."
+    keep = ~np.asarray(pc.fill_null(pc.equal(self.patients(), patient), False))
+    if not keep.any(): raise RetrievalError('the bank holds only reports of this patient')
+    return keep
+
+# %% ../../nbs/40_interpret.retrieval.ipynb #7a9eb7b2
 @patch
 def search(self: ReportIndex,
     queries: np.ndarray, # `[Q,D]`, of any length but zero
@@ -137,17 +148,9 @@ def search(self: ReportIndex,
     keep = None if exclude_patient is None else self.others(exclude_patient)
     return nearest_rows(self.embeddings, queries/norms, min(k, len(self) if keep is None else int(keep.sum())), keep, self.chunk)
 
-@patch
-def others(self: ReportIndex,
-    patient: str, # Patient to leave out
-) -> np.ndarray: # `[M]` bool
-    "Which rows belong to somebody else."
-    keep = ~np.asarray(pc.fill_null(pc.equal(self.patients(), patient), False))
-    if not keep.any(): raise RetrievalError('the bank holds only reports of this patient')
-    return keep
-
-# %% ../../nbs/40_interpret.retrieval.ipynb #6e2dc2e5
-def load_index(
+# %% ../../nbs/40_interpret.retrieval.ipynb #d6c778b5
+@patch(cls_method=True)
+def load(cls: ReportIndex,
     folder: str | Path, # Holds embeddings.npy and reports.parquet
     chunk: int = 32768, # Rows converted to single precision at a time
 ) -> ReportIndex:
@@ -159,6 +162,4 @@ def load_index(
         embeddings = np.load(folder/'embeddings.npy', mmap_mode='r', allow_pickle=False)
         table = pq.ParquetFile(folder/'reports.parquet', memory_map=True)
     except (ValueError, OSError) as e: raise RetrievalError(f'the report bank in {folder} cannot be read: {e}') from e
-    return ReportIndex(embeddings, table, chunk)
-
-ReportIndex.load = staticmethod(load_index)
+    return cls(embeddings, table, chunk)
