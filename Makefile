@@ -1,11 +1,11 @@
-# demo: interpret a sample study | samples: write the sample studies anew | test: quick checks | check: slow checks | fuzz: ten thousand hostile files | lab: JupyterLab on nbs | docs: the site in _docs
+# demo: interpret a sample study | samples: write the sample studies anew | test: quick checks | check: slow checks | lab: JupyterLab on nbs | docs: the site in _docs
 export OMP_NUM_THREADS ?= 2
 export HF_HUB_OFFLINE ?= 1
 export PYTHONPATH := $(CURDIR)
 python := .venv/bin/python
 echo_lit = $(python) -c 'from echo_lit.cli import main; main()'
 
-.PHONY: demo samples test check fuzz lab docs setup
+.PHONY: demo samples test check lab docs setup
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -23,11 +23,8 @@ test: setup
 check: setup
 	@$(python) tools/test.py slow
 
-fuzz: setup
-	@$(python) tests/fuzz/run.py --count $(or $(N),10000)
-
 lab: setup
-	@$(python) -m jupyterlab --notebook-dir=nbs
+	@$(python) -m jupyterlab --notebook-dir=nbs $(if $(filter 0,$(shell id -u)),--allow-root) $(lab_flags)
 
 docs: setup
 	@$(python) tools/docs.py
