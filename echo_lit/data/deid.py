@@ -32,8 +32,8 @@ from .study import read_header, study_files
 
 # %% auto #0
 __all__ = ['VENDORS', 'ALLOWED', 'LIMIT', 'FEW', 'SUFFIXES', 'write_private', 'Keys', 'save_map', 'allowed_values',
-           'shifted_date', 'extremes', 'static_strokes', 'box_outline', 'letters', 'Refused', 'kept_sector',
-           'new_header', 'Owner', 'read_owner', 'Audit', 'deidentify_file', 'deidentify', 'write_audit']
+           'shifted_date', 'extremes', 'static_strokes', 'line_brush', 'long_lines', 'letters', 'Refused',
+           'kept_sector', 'new_header', 'Owner', 'read_owner', 'Audit', 'deidentify_file', 'deidentify', 'write_audit']
 
 # %% ../../nbs/12a_data.deid.ipynb #f7afc43d
 def write_private(
@@ -127,7 +127,7 @@ def extremes(
         low, high = np.minimum(low, light.min(0)), np.maximum(high, light.max(0))
     return low, high
 
-# %% ../../nbs/12a_data.deid.ipynb #cc2cc755
+# %% ../../nbs/12a_data.deid.ipynb #b396b4a3
 def static_strokes(
     low: np.ndarray, # uint8 `[H,W]`, from `extremes`
     high: np.ndarray, # uint8 `[H,W]`
@@ -135,37 +135,48 @@ def static_strokes(
     upright: bool = True, # Only upright strokes; False: any thin mark
     tolerance: int = 24, # Grey levels that a still pixel may move by
     contrast: int = 48, # Grey levels that a stroke stands out by
+    width: int = 7, # Pixels by which a stroke is too wide, in up to 490 rows; more in larger pictures
 ) -> np.ndarray: # bool `[H,W]`
     "Thin bright marks that never change."
-    k = max(7, round(min(mask.shape)/70) | 1)
+    k = max(width, round(width*min(mask.shape)/490) | 1)
     stroke = cv2.subtract(low, cv2.morphologyEx(low, cv2.MORPH_OPEN, np.ones((1 if upright else k, k), np.uint8))) >= contrast
     return stroke & (cv2.subtract(high, low) <= tolerance) & mask
 
-# %% ../../nbs/12a_data.deid.ipynb #3a86565b
-def box_outline(
+# %% ../../nbs/12a_data.deid.ipynb #98417342
+def line_brush(
+    n: int, # Pixels, odd
+    angle: float, # Radians
+) -> np.ndarray: # uint8 `[n,n]`
+    "A line through the middle of a square."
+    out, t = np.zeros((n, n), np.uint8), np.arange(-(n//2), n//2 + 1)
+    out[np.round(n//2 + t*np.sin(angle)).astype(int), np.round(n//2 + t*np.cos(angle)).astype(int)] = 1
+    return out
+
+def long_lines(
     marks: np.ndarray, # bool `[H,W]`, static marks of any direction
 ) -> np.ndarray: # bool `[H,W]`
-    "Where the closed outline of a box runs, three pixels to either side."
-    joined, found = cv2.morphologyEx(marks.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8)), np.zeros(marks.shape, bool)
-    for outline in cv2.findContours(joined, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]:
-        filled, size = np.zeros(marks.shape, np.uint8), min(cv2.boundingRect(outline)[2:])
-        cv2.drawContours(filled, [outline], -1, 1, cv2.FILLED)
-        if filled.sum() < 4*(joined*filled).sum() or size < .06*min(marks.shape): continue
-        smooth = cv2.morphologyEx(filled, cv2.MORPH_OPEN, np.ones((9, 9), np.uint8))
-        found |= cv2.morphologyEx(smooth, cv2.MORPH_GRADIENT, np.ones((7, 7), np.uint8)) > 0
-    return found
+    "Where lonely lines run that are longer than any letter."
+    side, found = min(marks.shape), np.zeros(marks.shape, bool)
+    thick = cv2.dilate(marks.astype(np.uint8), np.ones((3, 3), np.uint8))
+    n, near = max(15, round(.12*side)) | 1, max(9, round(.06*side)) | 1
+    for angle in np.linspace(0, np.pi, 32, endpoint=False): found |= cv2.morphologyEx(thick, cv2.MORPH_OPEN, line_brush(n, angle)) > 0
+    return found & (cv2.boxFilter(marks.astype(np.float32), -1, (near, near)) < .3)
 
-# %% ../../nbs/12a_data.deid.ipynb #00ca6aa1
-LIMIT = 32 # Static pixels of upright strokes that a sector may hold
+# %% ../../nbs/12a_data.deid.ipynb #73ffa2ff
+LIMIT = 36 # Static pixels of upright strokes that a sector may hold
 
 def letters(
     low: np.ndarray, # uint8 `[H,W]`, from `extremes`
     high: np.ndarray, # uint8 `[H,W]`
     mask: np.ndarray, # bool `[H,W]`, the sector
-) -> int: # Static pixels of upright strokes that no box explains
+) -> int: # Static pixels of upright strokes, a few rows high, that no long line explains; thin ones twice
     "How much of a sector looks written."
-    box = box_outline(static_strokes(low, high, mask, upright=False, tolerance=36, contrast=32))
-    return int((static_strokes(low, high, mask) & ~box).sum())
+    lines, n = long_lines(static_strokes(low, high, mask, upright=False, tolerance=36, contrast=32)), 0
+    for width in (5, 7):
+        strokes = static_strokes(low, high, mask, width=width) & ~lines
+        _, part, sizes, _ = cv2.connectedComponentsWithStats(cv2.dilate(strokes.astype(np.uint8), np.ones((3, 1), np.uint8)))
+        n += (strokes & (sizes[part, cv2.CC_STAT_HEIGHT] >= 6)).sum()
+    return int(n)
 
 # %% ../../nbs/12a_data.deid.ipynb #8ab1a849
 class Refused(EchoError): "A file that is not passed on, and why."
