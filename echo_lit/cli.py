@@ -15,7 +15,7 @@ from .core import EchoError, plain_text
 # %% auto #0
 __all__ = ['DONE', 'SOME_FAILED', 'NOTHING', 'say', 'text_table', 'csv_text', 'show_result', 'summary_row', 'interpret_studies',
            'write_phantoms', 'train_recipe', 'measure_bundle', 'show_benchmark', 'show_models', 'flat_metrics',
-           'scan_archive', 'deidentify_archive', 'parser', 'run', 'main']
+           'scan_archive', 'deidentify_archive', 'convert_download', 'parser', 'run', 'main']
 
 # %% ../nbs/61_cli.ipynb #6e1c9f91
 DONE, SOME_FAILED, NOTHING = 0, 3, 2
@@ -53,7 +53,7 @@ def csv_text(
     writer.writerows({k: cell(plain_text(v) if isinstance(v, str) else v) for k, v in row.items()} for row in rows)
     return out.getvalue()
 
-# %% ../nbs/61_cli.ipynb #ffdf9df4
+# %% ../nbs/61_cli.ipynb #dcf72724
 def _bar(label: str) -> Callable: # Wraps a loop
     "A progress bar on standard error, only where somebody watches."
     from tqdm import tqdm
@@ -71,6 +71,7 @@ def show_result(
         say(*textwrap.wrap(f'{section}: ' + ' '.join(x.text for x in said), 100, initial_indent='  ', subsequent_indent='    '))
     silent = r.sections.section[~r.sections.assessed].tolist()
     if silent: say(*textwrap.wrap('Not assessed: ' + ', '.join(silent), 100, initial_indent='  ', subsequent_indent='    '))
+    if r.phenotypes is not None: say('', *text_table(_phenotype_rows(r.phenotypes), ('phenotype', 'share or mean', 'threshold', 'votes')))
     from echo_lit.interpret.export import public_label
     lost = [(public_label(f.clip), f.clip, f.stage, f.reason) for f in r.failures] + [(public_label(a.clip), a.clip, a.kind, a.reason)
         for a in r.set_aside]
@@ -78,13 +79,18 @@ def show_result(
         *text_table(lost, ('in the files', 'object', 'stage or kind', 'reason'), 4))
     say('', f'  {folder/"report.html"}', f'  {folder/"report.json"}')
 
-# %% ../nbs/61_cli.ipynb #8c177339
+def _phenotype_rows(table):
+    def number(x, kind): return '' if x != x else f'{x:.0%}' if kind == 'share' else f'{x:.1f}'
+    return [(p.phenotype.replace('_', ' '), number(p.value, p.kind), number(p.threshold, 'share'), p.votes) for p in table.itertuples()]
+
+# %% ../nbs/61_cli.ipynb #8c62c063
 def summary_row(
     r, # `Interpretation`
     folder: str, # Name of its folder
 ) -> dict: # A line of summary.csv
     "A study in one line."
-    values = dict(zip(r.findings.finding[r.findings.written], r.findings.value[r.findings.written]))
+    shown = r.findings[r.findings.written] if r.phenotypes is None else r.findings
+    values = dict(zip(shown.finding, shown.value))
     odd = [str(f) for f in r.report.findings if f.abnormal]
     return dict(study=r.study, folder=folder, clips=len(r.views), failed=len(r.failures), set_aside=len(r.set_aside),
                 sections=len(r.report.sections), ef_percent=values.get('ef', ''), abnormal='; '.join(odd), error='')
@@ -105,7 +111,8 @@ def interpret_studies(
     for path, study in opened:
         try:
             if isinstance(study, str): raise EchoError(study)
-            r = machine.interpret(study, args.compose, _bar(Path(path).name))
+            way = dict(compose=args.compose) if args.compose else {}
+            r = machine.interpret(study, progress=_bar(Path(path).name), **way)
             name = _new_name(r.study, used) if len(opened) > 1 else ''
             folder = args.out/name
             html_report(r, folder/'report.html')
@@ -258,7 +265,28 @@ def _add_deid(command):
     add('--stills', action='store_true', help='pass on stills too; look at them first')
     add('--format', choices=('dicom', 'mp4'), help='of the output; leave it out for DICOM from DICOM, MP4 from videos')
 
-# %% ../nbs/61_cli.ipynb #20944f28
+# %% ../nbs/61_cli.ipynb #68330c3c
+def convert_download(
+    args: argparse.Namespace, # system, model_data, out, assets, unit
+) -> int: # Exit code
+    "`echo_lit convert`."
+    from echo_lit.data.candidates import convert_candidates
+    out = convert_candidates(args.model_data, args.out, args.assets, args.unit, _bar('converting'))
+    weights = sorted(p.name for p in (out/'weights').glob('*')) if (out/'weights').is_dir() else []
+    say(f'{args.system} in {out}: bank{", " + ", ".join(weights) if weights else ", no weights: none were in the download"}')
+    say(*textwrap.wrap((out/'NOTICE.txt').read_text(), 100))
+    if weights: say('', f'  echo_lit interpret STUDY --model {args.system} --weights {out}')
+    return DONE
+
+def _add_convert(command):
+    add = command('convert', convert_download, 'Turn a downloaded report bank, once, into files that open at once and run nothing.')
+    add('system', choices=('echoprime',), help='whose download it is')
+    add('model_data', type=Path, metavar='MODEL_DATA', help='the unpacked release')
+    add('--out', type=Path, required=True, metavar='DIR', help='folder to write; an earlier conversion is replaced')
+    add('--assets', type=Path, metavar='DIR', help='folder of the tables of the repository, if it is not beside or in MODEL_DATA')
+    add('--unit', action='store_true', help='neighbours by angle; published code goes by dot product')
+
+# %% ../nbs/61_cli.ipynb #0b50f34e
 def parser() -> argparse.ArgumentParser: # With a function for each command
     "Words and options of the command."
     p = argparse.ArgumentParser('echo_lit', description='Echocardiography foundation models. Research use only, not for diagnosis.')
@@ -272,6 +300,7 @@ def parser() -> argparse.ArgumentParser: # With a function for each command
     _add_phantom(command)
     _add_scan(command)
     _add_deid(command)
+    _add_convert(command)
     add = command('train', train_recipe, 'Follow a training recipe.')
     add('recipe', help='name such as phantom-tiny, or a TOML file')
     add('settings', nargs='*', metavar='key=value', help='data=CORPUS out=FOLDER, and any setting of the recipe as section.key=value')
@@ -291,7 +320,7 @@ def _add_interpret(command):
     add('--device', default='cpu', metavar='D', help='cpu, cuda, cuda:1, ...')
     add('--out', type=Path, default=Path('interpretation'), metavar='DIR',
         help='where the report goes; with several studies, one folder each')
-    add('--compose', choices=('vote', 'nearest'), default='vote', help='write from the findings, or copy the nearest report')
+    add('--compose', choices=('vote', 'nearest'), help='write from the findings, or copy the nearest report; left out, as the model does')
 
 # %% ../nbs/61_cli.ipynb #9a87709a
 def _add_phantom(command):

@@ -99,7 +99,7 @@ def phenotype_table(
     columns = 'section phenotype neighbours_of votes kind value threshold present'.split()
     return pd.DataFrame(out, columns=columns).astype(dict(threshold=float, present=object))
 
-# %% ../../nbs/41a_interpret.echoprime.ipynb #6ef015e6
+# %% ../../nbs/41a_interpret.echoprime.ipynb #d97aaffb
 def phenotype_findings(
     table: pd.DataFrame, # From `phenotype_table`
     bank: Candidates, # Its labels
@@ -113,8 +113,9 @@ def phenotype_findings(
         if kind.kind == 'measured' and not kind.low <= row.value <= kind.high: continue
         values = bank.labels[near[row.neighbours_of], bank.phenotypes.index(row.phenotype)]
         values = values[~np.isnan(values)]
-        cut = .5 if np.isnan(row.threshold) else min(row.threshold, 2.)
-        found[kind.code] = replace(vote(kind.code, values, np.ones(len(values)), cut if cut != 1 else 1 - 1e-9), method=f'mean of {len(values)} reports')
+        cut = .5 if np.isnan(row.threshold) else 1 - 1e-9 if row.threshold == 1 else row.threshold
+        said = vote(kind.code, values, np.ones(len(values)), cut)
+        found[kind.code] = replace(said, method=f'mean of {len(values)} reports')
     return found
 
 # %% ../../nbs/41a_interpret.echoprime.ipynb #96da61c3
@@ -136,14 +137,14 @@ def section_neighbours(
         if len(found) >= n or found and start >= 20: break
     return found[:n]
 
-# %% ../../nbs/41a_interpret.echoprime.ipynb #33519f9a
+# %% ../../nbs/41a_interpret.echoprime.ipynb #2464ccea
 def published_report(
     bank: Candidates, # Texts
     near: dict[str,np.ndarray], # Section to rows, nearest first
 ) -> str: # 'Left Ventricle: … [SEP]Left Atrium: … [SEP]'
     "The report as published code composes it, from the sections that could be asked."
-    none = [dict(text='')]
-    return ''.join((section_neighbours(bank, s, near[s], np.zeros(len(near[s])), 1, 'upstream') or none)[0]['text'] for s in SECTIONS if s in near)
+    found = (section_neighbours(bank, s, near[s], np.zeros(len(near[s])), 1, 'upstream') for s in SECTIONS if s in near)
+    return ''.join(x[0]['text'] for x in found if x)
 
 # %% ../../nbs/41a_interpret.echoprime.ipynb #d6f3623b
 class EchoPrimeInterpreter(Interpreter):
@@ -223,7 +224,7 @@ def words(self: EchoPrimeInterpreter,
         sections[s] = [replace(x, evidence=(proofs[s],)) for x in read_report(said[0]['text'], s).sections.get(s, [])]
     return Report({s: x for s, x in sections.items() if x}), proofs
 
-# %% ../../nbs/41a_interpret.echoprime.ipynb #b99642cc
+# %% ../../nbs/41a_interpret.echoprime.ipynb #6af5d2c2
 @patch
 def interpret(self: EchoPrimeInterpreter,
     study: Study, # From `open_study`
@@ -248,7 +249,7 @@ def interpret(self: EchoPrimeInterpreter,
         pd.DataFrame(evidence, columns='sentence section findings clips neighbours excluded'.split()), shares, failures, aside,
         self.model(), _EXCLUDED, {r.clip.id: r.film for r in readings}, table)
 
-_EXCLUDED = 'none: the bank does not say whose reports it holds'
+_EXCLUDED = 'no report, since the bank does not say whose reports it holds'
 
 @patch
 def _reason(self: EchoPrimeInterpreter, section, near, report):

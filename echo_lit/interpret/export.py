@@ -42,7 +42,7 @@ def _plain(v): return v.item() if isinstance(v, np.generic) else v
 def _records(table, columns): return [{c: _clean(_plain(v)) for c, v in zip(columns, row)}
     for row in table[columns].itertuples(index=False)]
 
-# %% ../../nbs/42_interpret.export.ipynb #6d4ef978
+# %% ../../nbs/42_interpret.export.ipynb #745a0ae4
 def interpretation_record(
     r: Interpretation, # Any
 ) -> dict: # Plain values, as `SCHEMA` says
@@ -58,9 +58,12 @@ def interpretation_record(
         for row in _records(r.sections, 'section assessed confidence reason'.split())],
         attention={s: {c: round(float(w), 4) for c, w in row.items()} for s, row in r.attention.iterrows()},
         failures=[dict(clip=public_label(f.clip), stage=f.stage, reason=plain_text(_PATH.sub('', f.reason))) for f in r.failures],
-        set_aside=[dict(clip=public_label(a.clip), kind=a.kind, reason=plain_text(_PATH.sub('', a.reason))) for a in r.set_aside])
+        set_aside=[dict(clip=public_label(a.clip), kind=a.kind, reason=plain_text(_PATH.sub('', a.reason))) for a in r.set_aside],
+        **({} if r.phenotypes is None else dict(phenotypes=_records(r.phenotypes, _PHENOTYPES))))
 
-# %% ../../nbs/42_interpret.export.ipynb #b44e0f9e
+_PHENOTYPES = 'section phenotype neighbours_of votes kind value threshold present'.split()
+
+# %% ../../nbs/42_interpret.export.ipynb #abc3fcda
 def _object(**p): return dict(type='object', properties=p, required=list(p))
 def _list(item): return dict(type='array', items=item)
 
@@ -89,6 +92,11 @@ SCHEMA = {'$schema': 'https://json-schema.org/draft/2020-12/schema', '$id': 'ech
         sentences=_list(_object(text=_TEXT, findings=_list(_TEXT), evidence=_EVIDENCE)))),
     attention=dict(type='object', description='section to clip to weight'),
     failures=_list(_object(clip=_CLIP, stage=_TEXT, reason=_TEXT)), set_aside=_list(_object(clip=_CLIP, kind=_TEXT, reason=_TEXT)))}
+
+SCHEMA['properties']['phenotypes'] = dict(_list(_object(section=dict(enum=list(SECTIONS)), phenotype=_TEXT,
+    neighbours_of=dict(enum=list(SECTIONS)), votes=dict(type='integer', minimum=0), kind=dict(enum=['share', 'mean']),
+    value=dict(type=['number', 'null']), threshold=dict(type=['number', 'null']), present=dict(type=['boolean', 'null']))),
+    description='mean label of the neighbours; only from banks that have labels')
 
 # %% ../../nbs/42_interpret.export.ipynb #be8926ff
 def write_atomically(
@@ -194,7 +202,7 @@ def report_html(
         parts.append(f'<section class="{"said" if said else "silent"}"><h3>{safe(s)}</h3><div>{body}</div></section>')
     return ''.join(parts)
 
-# %% ../../nbs/42_interpret.export.ipynb #0f14b74f
+# %% ../../nbs/42_interpret.export.ipynb #c1b0bbb8
 def _summary_html(r):
     odd = [f for f in r.report.findings if f.abnormal]
     numbers = [f for f in r.report.findings if f.code in ('ef', 'lv_edv', 'lvidd', 'la_volume', 'aortic_root_diameter')]
@@ -221,7 +229,18 @@ def _measurements_html(r):
         [(safe(f['name']), safe(finding_words(Finding(f['finding'], f['value']))), _bar(f['confidence']))
         for f in others.to_dict('records')], 'Findings left out')
     out = _table(['Finding', 'Value', '90% of votes', 'Confidence', 'Method'], map(_finding_row, found), 'Findings')
-    return out + (f'<details><summary>Left out for lack of confidence: {len(others)}</summary>{left}</details>' if len(others) else '')
+    return out + (f'<details><summary>Not in the report: {len(others)}</summary>{left}</details>' if len(others) else '')
+
+def _phenotypes_html(r):
+    if r.phenotypes is None: return ''
+    def row(p):
+        known = p['value'] is not None
+        value = '' if not known else _percent(p['value']) if p['kind'] == 'share' else f'{p["value"]:.1f}'
+        cut = '' if p['threshold'] is None else _percent(p['threshold'])
+        said = '' if p['present'] is None else 'present' if p['present'] else 'absent'
+        return safe(p['phenotype'].replace('_', ' ')), safe(p['neighbours_of']), f'<b>{value}</b>', cut, said, p['votes']
+    heads = ['Phenotype', 'Neighbours of', 'Share or mean', 'Threshold', 'By threshold', 'Votes']
+    return _table(heads, map(row, _records(r.phenotypes, _PHENOTYPES)), 'Phenotypes')
 
 # %% ../../nbs/42_interpret.export.ipynb #020cc434
 def attention_svg(
@@ -288,7 +307,7 @@ footer{margin-top:40px;font-size:12px;color:var(--soft);overflow-wrap:anywhere}
 @media print{main{max-width:none;padding:0}.film{animation:none!important}section,.card,tr{break-inside:avoid}h2{break-after:avoid}}
 '''
 
-# %% ../../nbs/42_interpret.export.ipynb #ec5f22fc
+# %% ../../nbs/42_interpret.export.ipynb #48e76fff
 def html_page(
     r: Interpretation, # Any
 ) -> str: # A whole HTML document
@@ -303,7 +322,8 @@ def html_page(
     aside = _table(['Object', 'Kind', 'Reason'], [(safe(public_label(a.clip)), safe(a.kind), safe(a.reason)) for a in r.set_aside],
         'Set aside') if r.set_aside else ''
     parts = [('Report', report_html(r)), ('Clips', _clips_html(r)), ('Findings', _measurements_html(r)),
-             ('Where each section looked', attention_svg(r.attention, views)), ('Clips that failed', lost), ('Set aside', aside)]
+             ('Phenotypes', _phenotypes_html(r)), ('Where each section looked', attention_svg(r.attention, views)),
+             ('Clips that failed', lost), ('Set aside', aside)]
     body = ''.join(f'<h2>{t}</h2>{x}' for t, x in parts if x)
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
             f'<meta name="viewport" content="width=device-width,initial-scale=1"><meta name="referrer" content="no-referrer">'
