@@ -4,8 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from echo_lit.core import EchoError
 from echo_lit.data.contract import centre_square
+from echo_lit.interpret.zeroshot import measured_value, presence_score
+from echo_lit.models.echoclip import echoclip_contract
 from echo_lit.models.templates import TemplateTokenizer, read_sentences, split_variables, template_ids, tidy_report
 
 GOLDEN = json.loads((Path(__file__).parent/'golden'/'echoprime'/'echoclip.json').read_text())
@@ -63,3 +67,21 @@ def test_a_whole_report():
 
 def test_crop():
     assert int(centre_square(picture(480, 640)[None], 224, .1).sum()) == GOLDEN['crop_and_scale_480x640_224']['sum']
+
+
+def unit(name): return torch.from_numpy(np.load(Path(__file__).parent/'golden'/'echoprime'/'echoclip.npz')[name])
+
+def test_presence(): assert torch.allclose(presence_score(unit('video'), unit('binary_prompts')), torch.tensor(GOLDEN['binary']), atol=1e-6)
+
+@pytest.mark.parametrize('prompts, key', [(slice(None), 'regression'), (slice(0, 101), 'regression_1prompt_101')])
+def test_numbers(prompts, key):
+    found = measured_value(unit('video'), unit('reg_prompts')[prompts], unit('reg_values')[prompts])
+    assert torch.allclose(found, torch.tensor(GOLDEN[key]), atol=1e-4)
+
+def test_too_few_prompts():
+    with pytest.raises(EchoError, match='at least 5'): measured_value(unit('video'), unit('reg_prompts')[:4], unit('reg_values')[:4])
+
+def test_frames_are_normalised_as_published():
+    x = echoclip_contract('upstream').normalise(torch.from_numpy(picture(224, 224)).permute(2, 0, 1)[None, :, None])
+    golden = GOLDEN['preprocess_img224']
+    assert x[0, :, 0, 10, 20].tolist() == pytest.approx(golden['px'], abs=1e-5) and x.double().sum().item() == pytest.approx(golden['sum'], abs=.05)
