@@ -78,7 +78,7 @@ class EchoNetEF(VideoTower):
         "Ejection fraction of clips."
         return self.fc(self(clips))[:, 0]
 
-# %% ../../nbs/24g_models.echonet.ipynb #290b0c6c
+# %% ../../nbs/24g_models.echonet.ipynb #0d7d8677
 @torch.inference_mode()
 def window_fractions(
     tower: EchoNetEF, # In eval mode
@@ -94,6 +94,7 @@ def window_fractions(
         out.append(tower.ejection_fraction(x.to(device)).float().cpu())
     return torch.cat(out).numpy()
 
+# %% ../../nbs/24g_models.echonet.ipynb #598fdf77
 def clip_fraction(
     tower: EchoNetEF, # In eval mode
     clip: Clip, # Apical four-chamber view
@@ -177,7 +178,7 @@ def systoles(
     apart = 20 if preset == 'upstream' else max(1, round(.4*fps))
     return find_peaks(-np.asarray(areas, float), distance=apart, prominence=.5*curve_height(areas, preset))[0]
 
-# %% ../../nbs/24g_models.echonet.ipynb #29087442
+# %% ../../nbs/24g_models.echonet.ipynb #d8ef0b22
 @dataclass(frozen=True)
 class VentricleCurve:
     "Size of the left ventricle over a clip."
@@ -195,6 +196,7 @@ class VentricleCurve:
         return pd.DataFrame(dict(ed_seconds=self.seconds[self.diastoles], es_seconds=self.seconds[self.systoles],
                                  edv=edv, esv=esv, ef=100*(edv - esv)/np.maximum(edv, 1e-9)))
 
+# %% ../../nbs/24g_models.echonet.ipynb #92bcd480
 def ventricle_curve(
     masks: np.ndarray, # bool `[T,H,W]`
     fps: float = 50., # Frames per second

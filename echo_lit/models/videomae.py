@@ -26,7 +26,7 @@ from .weights import WeightsError, load_strictly, read_checkpoint, read_weights
 __all__ = ['RENAMED', 'STACKS', 'HEADS', 'HUGGING_FACE', 'PHOTOGRAPHS', 'BESIDE', 'original_name', 'vit_names', 'vit_sizes',
            'encoder_part', 'weight_file', 'trained_on', 'vit_bundle', 'load_videomae', 'load_sigma']
 
-# %% ../../nbs/24d_models.videomae.ipynb #46e2d3ba
+# %% ../../nbs/24d_models.videomae.ipynb #845eec8c
 RENAMED = tuple((re.compile(a), b) for a, b in (
     (r'^(videomae|dinov2|dinov2_with_registers)\.', ''),
     (r'^embeddings\.patch_embeddings\.projection\.', 'patch_embed.proj.'),
@@ -46,6 +46,7 @@ RENAMED = tuple((re.compile(a), b) for a, b in (
     (r'\.mlp\.(weights_in|w12)\.', '.mlp.fc1.'), (r'\.mlp\.(weights_out|w3|down_proj)\.', '.mlp.fc2.'),
 ))
 
+# %% ../../nbs/24d_models.videomae.ipynb #55c5e422
 def original_name(
     name: str, # Of a tensor, in any of the layouts
 ) -> str: # As the original code has it, or as a part of a stack that it has
