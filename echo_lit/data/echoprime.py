@@ -44,7 +44,7 @@ def read_phrases(
     if not all(isinstance(p, str) for section in phrases for p in section): raise BankError(f'{name}: a phrase is not text')
     return phrases
 
-# %% ../../nbs/19_data.echoprime.ipynb #03f34c48
+# %% ../../nbs/19_data.echoprime.ipynb #56993dc2
 _GAP = re.compile('<numerical>|<string>')
 
 def phrase_decode(
@@ -54,8 +54,9 @@ def phrase_decode(
     "The text of a report."
     out, last = [], None
     for section, phrase, value in ids:
-        try: words = phrases[section][phrase]
-        except IndexError: raise BankError(f'a report names phrase {phrase} of section {section}, which the menu does not have') from None
+        if not (0 <= section < len(phrases) and 0 <= phrase < len(phrases[section])):
+            raise BankError(f'a report names phrase {phrase} of section {section}, which the menu does not have')
+        words = phrases[section][phrase]
         if section != last: out.append(f'{"" if last is None else "[SEP] "}{BANK_SECTIONS[section]}: ')
         out.append(f'{_GAP.sub(lambda m: str(value), words) if "<" in words else words} ')
         last = section
