@@ -94,7 +94,7 @@ def question(
     "Question by name."
     return name if isinstance(name, Question) else QUESTIONS[name] if name in QUESTIONS else finding_question(name)
 
-# %% ../../nbs/44_interpret.zeroshot.ipynb #7d533b77
+# %% ../../nbs/44_interpret.zeroshot.ipynb #31394a8f
 PUBLISHED_CUTOFFS = {'pacemaker': 0.298}
 
 def _published(name, entry, where):
@@ -112,6 +112,7 @@ def _published(name, entry, where):
     else: raise EchoError(f'{where}: {name} has no <#> in its prompts, and {len(texts)} prompts for {len(values)} values')
     return Question(name, kind, *map(tuple, zip(*pairs)))
 
+# %% ../../nbs/44_interpret.zeroshot.ipynb #49345615
 def read_questions(
     path: str|Path, # prompts_used.json
 ) -> dict[str, Question]: # By name
