@@ -161,22 +161,24 @@ def packet_frames(
     if lost: raise CineError(f'frame {lost[0]} of {len(table.times)} is missing')
     return np.stack([out[table.times[i]] for i in idx])
 
-# %% ../../nbs/10b_data.video.ipynb #07c458d8
+# %% ../../nbs/10b_data.video.ipynb #77a1767c
 def _direct_run(f, direct, key, wanted, threads):
     import av
     (extradata, colour_range, colour_space), packets = direct
     c, left = av.CodecContext.create('h264', 'r'), set(wanted)
     c.extradata, c.color_range, c.colorspace, c.thread_type, c.thread_count = extradata, colour_range, colour_space, 'AUTO', threads
     first = next(i for i, p in enumerate(packets) if p[0] == key)
-    for t, at, n in [*packets[first:], (None, 0, 0)]:
-        f.seek(at)
-        packet = av.Packet(f.read(n)) if n else None
-        if n: packet.pts, c.skip_frame = t, 'DEFAULT' if t in left else 'NONREF'
-        for x in c.decode(packet):
-            if x.pts in left:
-                left.remove(x.pts)
-                yield x.pts, x.to_ndarray(format='rgb24')
-        if not left: return
+    try:
+        for t, at, n in [*packets[first:], (None, 0, 0)]:
+            f.seek(at)
+            packet = av.Packet(f.read(n)) if n else None
+            if n: packet.pts, c.skip_frame = t, 'DEFAULT' if t in left else 'NONREF'
+            for x in c.decode(packet):
+                if x.pts in left:
+                    left.remove(x.pts)
+                    yield x.pts, x.to_ndarray(format='rgb24')
+            if not left: return
+    finally: c.flush_buffers()
 
 # %% ../../nbs/10b_data.video.ipynb #530548c7
 def _container_runs(path, table, runs, threads):
