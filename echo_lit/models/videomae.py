@@ -77,7 +77,7 @@ def vit_names(
     if conv is not None and conv.ndim == 4: out['patch_embed.proj.weight'] = conv[:, :, None]
     return out
 
-# %% ../../nbs/24d_models.videomae.ipynb #af02115f
+# %% ../../nbs/24d_models.videomae.ipynb #003dd548
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1536: 24}
 
 def vit_sizes(
@@ -89,8 +89,10 @@ def vit_sizes(
         (width, _, tubelet, patch, _), (inner, _) = state['patch_embed.proj.weight'].shape, state['blocks.0.mlp.fc1.weight'].shape
         hidden = state['blocks.0.mlp.fc2.weight'].shape[1]
     except (KeyError, ValueError) as e: raise WeightsError(f'no vision transformer in these weights: {e}') from None
+    depth = len({k.split('.')[1] for k in state if k.startswith('blocks.')})
+    if depth*hidden*width > sum(t.numel() for t in state.values()): raise WeightsError(f'{depth} blocks are named, and most are empty')
     if not (heads := heads or HEADS.get(width)) or width % heads: raise WeightsError(f'{heads} heads for tokens of {width}: give heads=')
-    return dict(width=width, depth=len({k.split('.')[1] for k in state if k.startswith('blocks.')}), heads=heads, tubelet=tubelet,
+    return dict(width=width, depth=depth, heads=heads, tubelet=tubelet,
                 patch=patch, cls='cls_token' in state, registers=state['reg_token'].shape[1] if 'reg_token' in state else 0,
                 qkv_bias='blocks.0.attn.qkv.bias' in state, scaled='blocks.0.ls1.gamma' in state, gated=inner == 2*hidden,
                 hidden=hidden, norm='norm.weight' in state)

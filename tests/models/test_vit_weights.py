@@ -136,6 +136,7 @@ def test_a_checkpoint_in_half_precision_and_one_of_several_processes(tmp_path):
     (lambda s: s.pop('encoder.blocks.0.mlp.fc1.weight'), 'no vision transformer'),
     (lambda s: s.pop('encoder.patch_embed.proj.weight'), 'no vision transformer'),
     (lambda s: s.update({'encoder.blocks.3.norm1.bias': torch.zeros(24)}), 'missing'),
+    (lambda s: s.update({f'encoder.blocks.{i}.norm1.bias': torch.zeros(1) for i in range(5000)}), 'most are empty'),
     (lambda s: s.update({'unheard.of': torch.zeros(1)}), 'unknown .unheard.of')])
 def test_what_does_not_fit_is_named(tmp_path, change, message):
     from echo_lit.models.vit import ViT
