@@ -23,7 +23,7 @@ from .pixels import CineError
 from .video import read_video
 
 # %% auto #0
-__all__ = ['file_kind', 'read_cine', 'write_dicom', 'write_video']
+__all__ = ['file_kind', 'read_cine', 'describe_frames', 'dicom_region', 'put_jpegs', 'write_dicom', 'write_video']
 
 # %% ../../nbs/10d_data.cine.ipynb #b153aad1
 def file_kind(
@@ -55,7 +55,77 @@ def read_cine(
     if form == 'nifti': return read_nifti(path)
     return read_dicom(path) if form == 'dicom' else read_video(path, backend, threads, kind)
 
-# %% ../../nbs/10d_data.cine.ipynb #d3d69558
+# %% ../../nbs/10d_data.cine.ipynb #7ef96394
+def describe_frames(
+    ds: Dataset, # A header, changed in place
+    n: int, # Frames
+    height: int, # Rows
+    width: int, # Columns
+    fps: float|None = None, # Frames per second; None: not said
+):
+    "Set what a DICOM header says of an 8-bit colour cine."
+    ds.NumberOfFrames, ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PlanarConfiguration = n, height, width, 3, 0
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 8, 8, 7, 0
+    if fps: ds.FrameTime, ds.FrameIncrementPointer = f'{1000/fps:.12g}', 0x00181063
+
+# %% ../../nbs/10d_data.cine.ipynb #218fc5f8
+def dicom_region(
+    region: Region, # Where on the screen, and what
+    cm_per_px: tuple[float, float]|None = None, # cm across and cm down for one pixel; None: the region's own
+) -> Dataset: # An item of SequenceOfUltrasoundRegions
+    "A region as DICOM writes it."
+    scale, item = cm_per_px or region.cm_per_px, Dataset()
+    item.RegionSpatialFormat = {'mmode': 2, 'spectral': 3, 'ecg': 4}.get(region.kind, 1)
+    item.RegionDataType = {'colour': 2, 'spectral': 3, 'ecg': 10}.get(region.kind, 1)
+    item.RegionFlags = 2
+    item.RegionLocationMinX0, item.RegionLocationMinY0 = region.x0, region.y0
+    item.RegionLocationMaxX1, item.RegionLocationMaxY1 = region.x1 - 1, region.y1 - 1
+    item.PhysicalUnitsXDirection = item.PhysicalUnitsYDirection = 3 if scale else 0
+    item.PhysicalDeltaX, item.PhysicalDeltaY = map(float, scale or (0, 0))
+    return item
+
+# %% ../../nbs/10d_data.cine.ipynb #c5f33d22
+def put_jpegs(
+    ds: Dataset, # A header, changed in place
+    jpegs: list[bytes], # One JPEG a frame, with halved colour differences
+    size: int, # Bytes of all frames before they were compressed
+):
+    "Set the pixels of a header to JPEG frames, and say that something was lost."
+    ds.file_meta.TransferSyntaxUID, ds.PhotometricInterpretation = JPEGBaseline8Bit, 'YBR_FULL_422'
+    ds.LossyImageCompression, ds.LossyImageCompressionMethod = '01', 'ISO_10918_1'
+    ds.LossyImageCompressionRatio, ds.PixelData = f'{size/sum(map(len, jpegs)):.4g}', encapsulate(jpegs)
+    ds['PixelData'].VR = 'OB'
+
+# %% ../../nbs/10d_data.cine.ipynb #22f1ddec
+def _set_pixels(ds, frames, quality):
+    frames = np.ascontiguousarray(frames)
+    if quality is not None:
+        jpegs = [simplejpeg.encode_jpeg(f, quality=quality, colorspace='RGB', colorsubsampling='422') for f in frames]
+        return put_jpegs(ds, jpegs, frames.nbytes)
+    ds.file_meta.TransferSyntaxUID, ds.PhotometricInterpretation = ExplicitVRLittleEndian, 'RGB'
+    ds.PixelData = frames.tobytes() + b'\0'*(frames.size % 2)
+    ds['PixelData'].VR = 'OB'
+
+def _check_writable(frames, fps):
+    if frames.dtype != np.uint8: raise TypeError(f'frames must be uint8, got {frames.dtype}')
+    if frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames): raise ValueError(f'frames must be [T,H,W,3], got {frames.shape}')
+    if not fps or fps <= 0: raise ValueError(f'fps={fps}')
+
+# %% ../../nbs/10d_data.cine.ipynb #81d8b330
+def _new_object(frames, patient_id, study_uid, series_uid, instance_uid, number):
+    "A header with its ids and without a picture."
+    seeds = [content_id(np.ascontiguousarray(frames).tobytes()), str(patient_id), str(number)]
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.SOPClassUID, ds.SOPInstanceUID = UltrasoundMultiFrameImageStorage, instance_uid or generate_uid(entropy_srcs=[*seeds, 'i'])
+    ds.StudyInstanceUID = study_uid or generate_uid(entropy_srcs=[*seeds, 's'])
+    ds.SeriesInstanceUID = series_uid or generate_uid(entropy_srcs=[*seeds, 'e'])
+    ds.PatientID, ds.PatientName, ds.Modality, ds.InstanceNumber = patient_id, '', 'US', number
+    ds.PatientBirthDate = ds.PatientSex = ds.StudyDate = ds.StudyTime = ds.AccessionNumber = ds.StudyID = ds.ReferringPhysicianName = ''
+    ds.SeriesNumber, ds.Manufacturer, ds.ImageType = 1, '', ['DERIVED', 'PRIMARY']
+    return ds
+
+# %% ../../nbs/10d_data.cine.ipynb #bbccc8c4
 def write_dicom(
     path: str|Path, # File to write
     frames: np.ndarray, # uint8 RGB `[T,H,W,3]`
@@ -71,57 +141,15 @@ def write_dicom(
 ) -> Path: # The file
     "Write an Ultrasound Multi-frame Image."
     _check_writable(frames, fps)
-    n, h, w, _ = frames.shape
-    seeds = [content_id(np.ascontiguousarray(frames).tobytes()), str(patient_id), str(instance_number)]
-    ds = Dataset()
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if quality is None else JPEGBaseline8Bit
-    ds.SOPClassUID, ds.SOPInstanceUID = UltrasoundMultiFrameImageStorage, instance_uid or generate_uid(entropy_srcs=[*seeds, 'i'])
-    ds.StudyInstanceUID = study_uid or generate_uid(entropy_srcs=[*seeds, 's'])
-    ds.SeriesInstanceUID = series_uid or generate_uid(entropy_srcs=[*seeds, 'e'])
-    ds.PatientID, ds.PatientName, ds.Modality, ds.InstanceNumber = patient_id, '', 'US', instance_number
-    ds.PatientBirthDate = ds.PatientSex = ds.StudyDate = ds.StudyTime = ds.AccessionNumber = ds.StudyID = ds.ReferringPhysicianName = ''
-    ds.SeriesNumber, ds.Manufacturer, ds.ImageType = 1, '', ['DERIVED', 'PRIMARY']
-    ds.NumberOfFrames, ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PlanarConfiguration = n, h, w, 3, 0
-    ds.BitsAllocated = ds.BitsStored = 8
-    ds.HighBit, ds.PixelRepresentation = 7, 0
-    ds.FrameTime, ds.FrameIncrementPointer = f'{1000/fps:.12g}', 0x00181063
-    if region or cm_per_px: ds.SequenceOfUltrasoundRegions = [_region_item(region or Region(0, 0, w, h), cm_per_px)]
+    (n, h, w, _), path = frames.shape, Path(path)
+    ds = _new_object(frames, patient_id, study_uid, series_uid, instance_uid, instance_number)
+    describe_frames(ds, n, h, w, fps)
+    if region or cm_per_px: ds.SequenceOfUltrasoundRegions = [dicom_region(region or Region(0, 0, w, h), cm_per_px)]
     _set_pixels(ds, frames, quality)
-    path = Path(path)
     part = path.with_name(path.name + '.part')
     ds.save_as(part, enforce_file_format=True)
     os.replace(part, path)
     return path
-
-# %% ../../nbs/10d_data.cine.ipynb #d1ed7480
-def _region_item(r, scale):
-    scale, item = scale or r.cm_per_px, Dataset()
-    item.RegionSpatialFormat = {'mmode': 2, 'spectral': 3, 'ecg': 4}.get(r.kind, 1)
-    item.RegionDataType = {'colour': 2, 'spectral': 3, 'ecg': 10}.get(r.kind, 1)
-    item.RegionFlags = 2
-    item.RegionLocationMinX0, item.RegionLocationMinY0 = r.x0, r.y0
-    item.RegionLocationMaxX1, item.RegionLocationMaxY1 = r.x1 - 1, r.y1 - 1
-    item.PhysicalUnitsXDirection = item.PhysicalUnitsYDirection = 3 if scale else 0
-    item.PhysicalDeltaX, item.PhysicalDeltaY = map(float, scale or (0, 0))
-    return item
-
-def _set_pixels(ds, frames, quality):
-    if quality is None:
-        ds.PhotometricInterpretation = 'RGB'
-        ds.PixelData = np.ascontiguousarray(frames).tobytes() + b'\0'*(frames.size % 2)
-        ds['PixelData'].VR = 'OB'
-        return
-    jpegs = [simplejpeg.encode_jpeg(np.ascontiguousarray(f), quality=quality, colorspace='RGB', colorsubsampling='422') for f in frames]
-    ds.PhotometricInterpretation, ds.LossyImageCompression, ds.LossyImageCompressionMethod = 'YBR_FULL_422', '01', 'ISO_10918_1'
-    ds.LossyImageCompressionRatio = f'{frames.nbytes/sum(map(len, jpegs)):.4g}'
-    ds.PixelData = encapsulate(jpegs)
-    ds['PixelData'].VR = 'OB'
-
-def _check_writable(frames, fps):
-    if frames.dtype != np.uint8: raise TypeError(f'frames must be uint8, got {frames.dtype}')
-    if frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames): raise ValueError(f'frames must be [T,H,W,3], got {frames.shape}')
-    if not fps or fps <= 0: raise ValueError(f'fps={fps}')
 
 # %% ../../nbs/10d_data.cine.ipynb #5f49a8f1
 def write_video(
