@@ -20,7 +20,8 @@ from ..models.echoprime import echoprime_contract, echoprime_input
 from ..models.hub import Bundle, load_model
 from .retrieval import RetrievalError, nearest_rows, parquet_rows
 from .votes import Settings, findings_table, vote
-from .interpreter import ClipReading, Interpretation, Interpreter, _views_table, film_strip
+from .interpreter import Interpretation, Interpreter, _views_table
+from .reading import ClipReading, film_strip
 
 # %% auto #0
 __all__ = ['Candidates', 'section_queries', 'phenotype_table', 'phenotype_findings', 'section_neighbours', 'published_report',

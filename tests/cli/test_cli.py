@@ -2,7 +2,7 @@ import csv, html.parser, json, re, shutil, subprocess, sys
 from pathlib import Path
 import jsonschema, pytest
 from echo_lit.cli import csv_text, run
-from echo_lit.interpret.export import SCHEMA
+from echo_lit.interpret.record import SCHEMA
 
 @pytest.fixture
 def cli(capfd):

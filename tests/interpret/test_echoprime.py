@@ -16,7 +16,8 @@ from echo_lit.data.echoprime import section_text
 from echo_lit.data.heart import random_heart
 from echo_lit.data.phantom import phantom_clip
 from echo_lit.interpret.echoprime import Candidates, EchoPrimeInterpreter, phenotype_table, published_report, section_queries
-from echo_lit.interpret.export import SCHEMA, html_page
+from echo_lit.interpret.export import html_page
+from echo_lit.interpret.record import SCHEMA
 from echo_lit.interpret.interpreter import Interpreter
 from echo_lit.interpret.retrieval import RetrievalError
 from echo_lit.models.echoprime import write_stand_in_weights

@@ -4,7 +4,8 @@ from echo_lit.core import EchoError, Study
 from echo_lit.data.heart import random_heart
 from echo_lit.data.phantom import phantom_clip, phantom_reports
 from echo_lit.data.reports import read_findings
-from echo_lit.interpret.export import html_page, interpretation_record
+from echo_lit.interpret.export import html_page
+from echo_lit.interpret.record import interpretation_record
 from echo_lit.interpret.interpreter import Interpreter
 from echo_lit.interpret.retrieval import ReportIndex
 from echo_lit.interpret.votes import Settings, consistent, vote
