@@ -64,7 +64,7 @@ def _add(tar, name, data):
 
 def _padded(n): return -(-n//512)*512
 
-# %% ../../nbs/18_data.shards.ipynb #94d01ca2
+# %% ../../nbs/18_data.shards.ipynb #6f8d8808
 class Shards:
     "Clips in shards, any of them by its row."
     def __init__(self,
@@ -86,21 +86,21 @@ class Shards:
             data = f.read(row['bytes'])
         if len(data) < row['bytes']: raise ShardError(f'{row["shard"]}: cut off in clip {row["clip_id"]}')
         return data
-    def __getitem__(self,
-        i: int, # Row of the table
-    ) -> Clip: # Its own copy on a memory disk lives as long as the clip
-        "A clip."
-        row = self.table.iloc[i]
-        f, path = tempfile.mkstemp(f'.{row["ext"]}', dir='/dev/shm' if os.access('/dev/shm', os.W_OK) else None)
-        try:
-            with open(f, 'wb') as g: g.write(self.data(i))
-            clip = read_cine(path, threads=1, kind=row['kind'] if isinstance(row['kind'], str) else None)
-        except BaseException:
-            os.unlink(path)
-            raise
-        clip.id, clip.view = row['clip_id'], row['view'] if isinstance(row['view'], str) else None
-        weakref.finalize(clip, os.unlink, path)
-        return clip
+    def __getitem__(self, i: int) -> Clip: return _shard_clip(self.table.iloc[i], self.data(i))
+
+# %% ../../nbs/18_data.shards.ipynb #0cc211c0
+def _shard_clip(row, data):
+    "A clip from its bytes; its copy lives as long as it does."
+    f, path = tempfile.mkstemp(f'.{row["ext"]}', dir='/dev/shm' if os.access('/dev/shm', os.W_OK) else None)
+    try:
+        with open(f, 'wb') as g: g.write(data)
+        clip = read_cine(path, threads=1, kind=row['kind'] if isinstance(row['kind'], str) else None)
+    except BaseException:
+        os.unlink(path)
+        raise
+    clip.id, clip.view = row['clip_id'], row['view'] if isinstance(row['view'], str) else None
+    weakref.finalize(clip, os.unlink, path)
+    return clip
 
 # %% ../../nbs/18_data.shards.ipynb #81bb221a
 def epoch_order(
