@@ -31,7 +31,7 @@ def make(number, folder):
         mutate = rng.choice(OF[form] if rng.random() < .75 else ANY)
         done.append(mutate.__name__)
         mutate(box, rng)
-    path = Path(folder)/f'{number}{"" if rng.random() < .1 else SUFFIX[form][0]}'
+    path = Path(folder)/f'{number}{"-" if rng.random() < .1 else "."}{SUFFIX[form][0][1:]}'
     path.write_bytes(box.packed(rng)[:1 << 24])
     return path, form, f'{name}: {", ".join(done)}'
 
