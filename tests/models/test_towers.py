@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from echo_lit.models.echoprime import formula_weights
-from echo_lit.models.video import FrameVideoTower, MViTTower, autocast
+from echo_lit.models.mvit import MViTTower
+from echo_lit.models.video import FrameVideoTower, autocast
 
 def pattern(B, T, H, W):
     "Integer-valued clips [B,3,T,H,W] in 0..255."
