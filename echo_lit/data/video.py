@@ -161,12 +161,12 @@ def packet_frames(
     if lost: raise CineError(f'frame {lost[0]} of {len(table.times)} is missing')
     return np.stack([out[table.times[i]] for i in idx])
 
-# %% ../../nbs/10b_data.video.ipynb #77a1767c
+# %% ../../nbs/10b_data.video.ipynb #4df00dc6
 def _direct_run(f, direct, key, wanted, threads):
     import av
     (extradata, colour_range, colour_space), packets = direct
     c, left = av.CodecContext.create('h264', 'r'), set(wanted)
-    c.extradata, c.color_range, c.colorspace, c.thread_type, c.thread_count = extradata, colour_range, colour_space, 'AUTO', threads
+    c.extradata, c.color_range, c.colorspace, c.thread_type, c.thread_count = extradata, colour_range, colour_space, 'SLICE', threads
     first = next(i for i, p in enumerate(packets) if p[0] == key)
     try:
         for t, at, n in [*packets[first:], (None, 0, 0)]:
