@@ -7,7 +7,10 @@ import pytest
 
 from echo_lit.core import EchoError
 from echo_lit.data.camus import read_info
-from echo_lit.data.nifti import read_labels, read_nifti, write_nifti
+from echo_lit.data.cine import file_kind, read_cine
+from echo_lit.data.manifest import scan
+from echo_lit.data.nifti import read_labels, read_nifti, read_volume, write_nifti
+from echo_lit.data.study import open_study
 
 
 def stored(path, x, **header):
@@ -84,3 +87,58 @@ def test_masks_keep_their_numbers(tmp_path):
 def test_text_files(tmp_path, text, want):
     (tmp_path/'Info_2CH.cfg').write_text(text)
     assert read_info(tmp_path/'Info_2CH.cfg') == want
+
+def noise(n=4, h=20, w=30): return np.random.default_rng(1).integers(0, 255, (n, h, w), dtype=np.uint8)
+
+@pytest.mark.parametrize('suffix', ['.nii', '.nii.gz'])
+def test_known_by_content(tmp_path, suffix):
+    x = noise()
+    path = write_nifti(tmp_path/f'a{suffix}', x, (.03, .05)).rename(tmp_path/'IM_7')
+    clip = read_cine(path)
+    assert file_kind(path) == 'nifti' and (clip[[3, 1]][..., 0] == x[[3, 1]]).all() and clip.cm_per_px == pytest.approx((.03, .05))
+
+@pytest.mark.parametrize('order', '<>')
+@pytest.mark.parametrize('kind', [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_versions_and_byte_orders(tmp_path, kind, order):
+    x = ramp('uint16')
+    img = kind(x.astype(f'{order}u2'), np.eye(4), kind.header_class(endianness=order))
+    nibabel.save(img, tmp_path/'a.nii')
+    assert (read_cine(tmp_path/'a.nii')[:][..., 0].transpose(2, 1, 0) == x).all()
+
+@pytest.mark.parametrize('unit,step,fps', [('sec', .02, 50), ('msec', 20, 50), ('usec', 20_000, 50), ('sec', 1, None), (None, 20, None)])
+def test_frame_rate(tmp_path, unit, step, fps):
+    img = nibabel.Nifti1Image(np.zeros((5, 4, 1, 3), np.uint8), np.eye(4))
+    img.header.set_xyzt_units('mm', unit)
+    img.header['pixdim'][4] = step
+    nibabel.save(img, tmp_path/'a.nii')
+    clip = read_nifti(tmp_path/'a.nii')
+    assert clip.fps == (fps and pytest.approx(fps)) and clip.fps_source == ('pixdim' if fps else 'missing')
+
+def test_only_the_asked_frames_are_read(tmp_path):
+    x = noise(64, 100, 100)
+    path = write_nifti(tmp_path/'a.nii', x)
+    clip, v = read_cine(path), read_volume(path)
+    with open(path, 'r+b') as f:
+        f.seek(v.offset)
+        f.write(bytes(10*v.size))
+    assert (clip[[10, 63]][..., 0] == x[[10, 63]]).all() and not clip[9].any()
+
+def test_scan_and_study_of_the_camus_layout(tmp_path):
+    folder = tmp_path/'database_nifti'/'patient0001'
+    folder.mkdir(parents=True)
+    for view in ('2CH', '4CH'):
+        x = np.roll(noise(), len(view) + (view == '4CH'), 2)
+        write_nifti(folder/f'patient0001_{view}_half_sequence.nii.gz', x)
+        write_nifti(folder/f'patient0001_{view}_half_sequence_gt.nii.gz', (x > 200).astype(np.uint8) + (view == '4CH'))
+        (folder/f'Info_{view}.cfg').write_text('ED: 1')
+    t = scan(tmp_path, ids=r'(?P<patient_id>patient\d+)/')
+    assert t[~t.excluded].path.str.contains('half_sequence.nii').all() and (~t.excluded).sum() == 2
+    assert t.exclude_reason.str.startswith('set aside (labels)').sum() == 2 and (t.patient_id == 'patient0001').all()
+    study = open_study(tmp_path)
+    assert len(study) == 2 and sorted(s.kind for s in study.set_aside) == ['labels', 'labels', 'other', 'other'] and not study.failures
+
+def test_many_zeros_in_a_small_file(tmp_path):
+    bomb = bytearray(write_nifti(tmp_path/'a.nii', noise()).read_bytes())
+    bomb[40:48] = np.array([3, 1000, 1000, 20_000], '<i2').tobytes()
+    (tmp_path/'b.nii.gz').write_bytes(gzip.compress(bomb) + gzip.compress(bytes(1 << 20))*200)
+    with pytest.raises(EchoError, match='inflates to more than'): read_cine(tmp_path/'b.nii.gz')
