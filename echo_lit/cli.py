@@ -256,7 +256,7 @@ def scan_archive(
 # %% ../nbs/61_cli.ipynb #af8a1ba3
 def _add_scan(command):
     add = command('scan', scan_archive, 'List every file of an archive or a data set, usable or not, as one table.')
-    add('root', type=Path, metavar='ROOT', help='folder of DICOM, AVI and MP4 files, or of a data set')
+    add('root', type=Path, metavar='ROOT', help='folder of DICOM, AVI, MP4 and NIfTI files, or of a data set')
     add('--dataset', metavar='NAME', help='read as a known set, such as echonet-dynamic; leave it out for plain folders')
     add('--split', metavar='NAME', help='which split of the set')
     add('--ids', metavar='PATTERN', help='regular expression on the path with groups (?P<patient_id>..), (?P<study_id>..), (?P<view>..)')

@@ -194,7 +194,7 @@ def number(
 
 # %% ../../nbs/17_data.datasets.ipynb #45b633d7
 class Folder(Dataset):
-    "DICOM, AVI and MP4 files in any folders, without labels."
+    "DICOM, AVI, MP4 and NIfTI files in any folders, without labels."
     name = 'folder'
     card = Card('Plain folder', 'yours to know', '-', '-', 'documented', 'files are told apart by their content')
     def __init__(self,
