@@ -142,7 +142,7 @@ def static_strokes(
     stroke = cv2.subtract(low, cv2.morphologyEx(low, cv2.MORPH_OPEN, np.ones((1 if upright else k, k), np.uint8))) >= contrast
     return stroke & (cv2.subtract(high, low) <= tolerance) & mask
 
-# %% ../../nbs/12a_data.deid.ipynb #98417342
+# %% ../../nbs/12a_data.deid.ipynb #bed404fd
 def line_brush(
     n: int, # Pixels, odd
     angle: float, # Radians
@@ -155,15 +155,18 @@ def line_brush(
 def long_lines(
     marks: np.ndarray, # bool `[H,W]`, static marks of any direction
 ) -> np.ndarray: # bool `[H,W]`
-    "Where lonely lines run that are longer than any letter."
-    side, found = min(marks.shape), np.zeros(marks.shape, bool)
-    thick = cv2.dilate(marks.astype(np.uint8), np.ones((3, 3), np.uint8))
-    n, near = max(15, round(.12*side)) | 1, max(9, round(.06*side)) | 1
-    for angle in np.linspace(0, np.pi, 32, endpoint=False): found |= cv2.morphologyEx(thick, cv2.MORPH_OPEN, line_brush(n, angle)) > 0
-    return found & (cv2.boxFilter(marks.astype(np.float32), -1, (near, near)) < .3)
+    "Where lonely lines run that are longer than letters."
+    side, upright, flat = min(marks.shape), np.zeros(marks.shape, bool), np.zeros(marks.shape, bool)
+    thick, n = cv2.dilate(marks.astype(np.uint8), np.ones((3, 3), np.uint8)), max(15, round(.12*side)) | 1
+    for angle in np.linspace(0, np.pi, 32, endpoint=False):
+        (upright if np.sin(angle) > .64 else flat)[:] |= cv2.morphologyEx(thick, cv2.MORPH_OPEN, line_brush(n, angle)) > 0
+    around = lambda k: cv2.boxFilter(marks.astype(np.float32), -1, (k, k))
+    upright &= around(max(9, round(.06*side)) | 1) < .4
+    abreast = (np.diff(upright.astype(np.int8), axis=1, prepend=0) == 1).sum(1)
+    return upright & (abreast <= 4)[:, None] | flat & (around(15) < .17)
 
-# %% ../../nbs/12a_data.deid.ipynb #73ffa2ff
-LIMIT = 36 # Static pixels of upright strokes that a sector may hold
+# %% ../../nbs/12a_data.deid.ipynb #c61938d3
+LIMIT = 32 # Static pixels of upright strokes that a sector may hold
 
 def letters(
     low: np.ndarray, # uint8 `[H,W]`, from `extremes`
