@@ -117,9 +117,9 @@ def frame_positions(
     angle = torch.arange(n)[:, None]*10000.**(-torch.arange(0, width, 2)/width)
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)
 
-# %% ../../nbs/24c_models.panecho.ipynb #9d2c479b
+# %% ../../nbs/24c_models.panecho.ipynb #6a360c38
 class FrameTransformer(nn.Module):
-    "ConvNeXt on every frame, a transformer over time, the mean over frames."
+    "ConvNeXt on planes of the clip, three by three, a transformer over them, their mean."
     def __init__(self,
         depths: tuple = (3, 3, 9, 3), # Blocks of each ConvNeXt stage
         widths: tuple = (96, 192, 384, 768), # Channels of each stage; the last is the width of the transformer
@@ -137,12 +137,18 @@ class FrameTransformer(nn.Module):
         "Vector of every frame by itself."
         return self.encoder['model'](x.transpose(1, 2).flatten(0, 1)).unflatten(0, (x.shape[0], x.shape[2]))
 
+    def triples(self,
+        x: Tensor, # float [B,3,T,H,W], normalised
+    ) -> Tensor: # [B,T,width]
+        "Vectors of the clip's 3·T planes, taken three at a time in the order of memory."
+        return self.encoder['model'](x.reshape(-1, 3, *x.shape[3:])).unflatten(0, (x.shape[0], x.shape[2]))
+
     def forward(self,
         x: Tensor, # float [B,3,T,H,W], normalised
     ) -> Tensor: # [B,width]
         "Vectors of clips."
-        frames = self.frames(x)
-        return self.transformer(frames + frame_positions(frames.shape[1], frames.shape[2]).to(frames)).mean(1)
+        tokens = self.triples(x)
+        return self.transformer(tokens + frame_positions(tokens.shape[1], tokens.shape[2]).to(tokens)).mean(1)
 
 # %% ../../nbs/24c_models.panecho.ipynb #fbaa2b2a
 PANECHO_CONTRACT = InputContract(
