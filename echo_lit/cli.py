@@ -226,7 +226,7 @@ def show_models(
 ) -> int: # Exit code
     "`echo_lit models`."
     from echo_lit.models.hub import list_models
-    table = list_models()
+    table = list_models().drop(columns='sha256')
     say(*text_table(table.itertuples(index=False), table.columns, 0))
     return DONE
 

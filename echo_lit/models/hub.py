@@ -273,7 +273,7 @@ def known_models() -> dict[str, ModelEntry]: # Name to entry
     _import_pages()
     return MODELS
 
-# %% ../../nbs/24_models.hub.ipynb #922dff6e
+# %% ../../nbs/24_models.hub.ipynb #934f8eb7
 USED: list[Origin] = []
 
 def _used(model, origin, quiet):
@@ -282,8 +282,9 @@ def _used(model, origin, quiet):
     if isinstance(model, Bundle):
         for part in model.parts().values(): part.origins = tuple(dict.fromkeys((*getattr(part, 'origins', ()), origin)))
         model.config.setdefault('licence', terms(origins(model), origin.licence))
+    if not quiet and origin not in USED:
+        print(f'{origin.name}: {origin.licence}{"" if origin.redistribute else ", not to be passed on"}', file=sys.stderr)
     USED.extend(o for o in dict.fromkeys((*origins(model), origin)) if o not in USED)
-    if not quiet: print(f'{origin.name}: {terms((origin,), origin.licence)}', file=sys.stderr)
     return model
 
 # %% ../../nbs/24_models.hub.ipynb #82224367
