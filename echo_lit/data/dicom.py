@@ -315,7 +315,7 @@ def _colour(self: DicomPixels):
     x = decode_jpeg(self.raw(0), 'rgb') if self.jpeg else self.samples(0)
     return *colour_space(to_rgb(x, at), at.tag), None
 
-# %% ../../nbs/10a_data.dicom.ipynb #2aadc3f6
+# %% ../../nbs/10a_data.dicom.ipynb #792249c8
 @patch
 def raw(self: DicomPixels,
     i: int, # Frame number
@@ -326,7 +326,6 @@ def raw(self: DicomPixels,
         with open_dataset(self.path)[0] as f: return self.raw(i, f)
     return b''.join(_swapped(f, *p) if self.swapped else _piece(f, *p) for p in self.table[i])
 
-# %% ../../nbs/10a_data.dicom.ipynb #5b5b7af0
 @patch
 def samples(self: DicomPixels,
     i: int, # Frame number
@@ -339,28 +338,28 @@ def samples(self: DicomPixels,
     elif self.at.size > 64*len(data): raise CineError(f'frame {i} is too short for its picture')
     return stream_samples(data, self.syntax, self.at)
 
+# %% ../../nbs/10a_data.dicom.ipynb #8541d3af
 @patch
 def rgb(self: DicomPixels,
     i: int, # Frame number
     f=None, # The open file; None: opened here
+    space: str|None = None, # 'stored': Y, Cb, Cr as they are; None: as decided for the file
 ) -> np.ndarray: # uint8 `[H,W,3]`
     "One frame in RGB."
-    if not self.jpeg: return to_rgb(self.samples(i, f), self.at, self.lut, self.space)
+    space = space or self.space
+    if not self.jpeg: return to_rgb(self.samples(i, f), self.at, self.lut, space)
     data = self.raw(i, f)
     self._check(read_stream(data), i)
-    x = decode_jpeg(data, self.space)
+    x = decode_jpeg(data, space)
     return to_rgb(x[..., 0], self.at, self.lut) if self.at.samples == 1 else x
 
-@patch
-def ybr(self: DicomPixels,
-    i: int, # Frame number
-    f=None, # The open file; None: opened here
-) -> np.ndarray: # uint8 `[H,W,3]`
-    "One frame of a file in Y, Cb, Cr as it is stored."
-    if not self.jpeg: return to_rgb(self.samples(i, f), self.at)
-    data = self.raw(i, f)
-    self._check(read_stream(data), i)
-    return decode_jpeg(data, 'stored')
+def _reader(p, space=None):
+    def read(idx):
+        with guarded(p.path, 'a frame cannot be decoded'), open_dataset(p.path)[0] as f:
+            out = np.empty((len(idx), p.at.rows, p.at.columns, 3), np.uint8)
+            for o, i in zip(out, idx): o[:] = p.rgb(int(i), f, space)
+            return out
+    return read
 
 # %% ../../nbs/10a_data.dicom.ipynb #d287ef4c
 def tagged_kinds(
@@ -377,12 +376,12 @@ def tagged_kinds(
     except (TypeError, IndexError, ValueError): return set()
     return {k for k, mask in (('spectral', 0x0C), ('mmode', 0x22), ('colour', 0x110), ('bmode', 0x01)) if bits & mask}
 
-# %% ../../nbs/10a_data.dicom.ipynb #6fcf09b4
+# %% ../../nbs/10a_data.dicom.ipynb #36ac0b08
 def swept_kind(
     x: np.ndarray, # uint8 RGB `[3,H,W,3]`, in the order of recording
 ) -> str|None: # 'mmode', 'spectral', or None where nothing is swept
     "Whether three frames show a trace being drawn, and of what."
-    g = x.max(-1)[:, ::2, ::2].astype(np.int16)
+    g = x[:, ::2, ::2].max(-1).astype(np.int16)
     changed = [np.abs(g[i + 1] - g[i]) > 32 for i in (0, 1)]
     columns = [c.mean(0) > .03 for c in changed]
     fewest = min(c.sum() for c in columns)
@@ -418,7 +417,7 @@ def shows_flow(
     strong, lit = np.ptp(x[::2, ::2], -1) > 70, x[::2, ::2].max(-1) > 40
     return bool(strong.mean() > .005 and .02 < strong.sum()/max(lit.sum(), 1) < .6)
 
-# %% ../../nbs/10a_data.dicom.ipynb #3902a4a6
+# %% ../../nbs/10a_data.dicom.ipynb #6b57ee12
 def read_dicom(
     path: str|Path, # A DICOM file
 ) -> Clip: # Frames are decoded when asked for
@@ -426,7 +425,6 @@ def read_dicom(
     path = Path(path)
     with guarded(path, 'the header is damaged'): return _dicom_clip(path)
 
-# %% ../../nbs/10a_data.dicom.ipynb #26bbd15a
 def _dicom_clip(path):
     ds = read_dicom_header(path)
     if not ds.get('SOPClassUID') and 'Rows' not in ds: raise CineError('not a DICOM file')
@@ -437,14 +435,6 @@ def _dicom_clip(path):
     scale = next((r.cm_per_px for r in regions if r.kind in ('bmode', 'colour')), None)
     notes = tuple(x for x in (*p.notes, note, *rate_notes(ds)*(n > 1)) if x)
     clip = Clip(content_id(path), n, h, w, _reader(p), fps, fps_source, scale, regions, colour_source=p.source, notes=notes)
-    if p.space == 'ybr' and p.at.stored == 8: clip.stored = _reader(p, 'ybr')
+    if p.space == 'ybr' and p.at.stored == 8: clip.stored = _reader(p, 'stored')
     clip.kind = clip_kind(clip, ds)
     return clip
-
-def _reader(p, kind='rgb'):
-    def read(idx):
-        with guarded(p.path, 'a frame cannot be decoded'), open_dataset(p.path)[0] as f:
-            out = np.empty((len(idx), p.at.rows, p.at.columns, 3), np.uint8)
-            for o, i in zip(out, idx): o[:] = getattr(p, kind)(int(i), f)
-            return out
-    return read

@@ -200,7 +200,7 @@ def stream_samples(
     else: x = _pydicom_samples(data, syntax, replace(at, stored=min(head.bits, at.allocated)))
     return used_bits(x, replace(at, stored=min(at.stored, head.bits), high=min(at.stored, head.bits) - 1))
 
-# %% ../../nbs/10_data.pixels.ipynb #d8b42bf2
+# %% ../../nbs/10_data.pixels.ipynb #45ea3c21
 def _pydicom_samples(data, syntax, at):
     try: decoder = get_decoder(syntax)
     except NotImplementedError: raise CineError(f'{syntax.name} is not read') from None
@@ -213,6 +213,7 @@ def _pydicom_samples(data, syntax, at):
 def _ffmpeg_samples(codec, data, head):
     import av
     context = av.CodecContext.create(codec, 'r')
+    context.thread_count = 1
     try: frames = context.decode(av.Packet(data)) + context.decode(None)
     except av.error.FFmpegError as e: raise CineError(f'a frame is damaged ({type(e).__name__})') from None
     if not frames: raise CineError('a frame is not whole')
@@ -300,7 +301,7 @@ def _lookup(element, n, big):
     if big and element.VR == 'OW': raw = np.frombuffer(raw[:len(raw)//2*2], '>u2').astype('<u2').tobytes()
     return np.frombuffer(raw[:n], np.uint8).astype(np.int64)
 
-# %% ../../nbs/10_data.pixels.ipynb #65ecaf48
+# %% ../../nbs/10_data.pixels.ipynb #28ec9678
 def to_rgb(
     x: np.ndarray, # Stored numbers `[H,W]` or `[H,W,3]`
     at: Layout, # Their layout
@@ -310,7 +311,7 @@ def to_rgb(
     "Stored numbers in RGB."
     if x.ndim == 2:
         y = table[x]
-        return y if y.ndim == 3 else np.repeat(y[..., None], 3, -1)
+        return y if y.ndim == 3 else cv2.merge((y, y, y))
     if at.stored != 8: x = (x >> (at.stored - 8) if at.stored > 8 else x << (8 - at.stored))
     x = x.astype(np.uint8)
     return cv2.cvtColor(np.ascontiguousarray(x[..., [0, 2, 1]]), cv2.COLOR_YCrCb2RGB) if space == 'ybr' else np.ascontiguousarray(x)
