@@ -39,7 +39,7 @@ def file_kind(
     bare = group in (2, 8) and element < 0x100 and (vr.isalpha() and vr.isupper() or head[6:8] == b'\0\0')
     return 'dicom' if bare and len(head) > 8 else None
 
-# %% ../../nbs/10d_data.cine.ipynb #3cbf64a4
+# %% ../../nbs/10d_data.cine.ipynb #d317ea52
 def read_cine(
     path: str|Path, # DICOM, AVI, MP4 or NIfTI, whatever its name
     backend: str = 'auto', # For videos, as in `read_video`: 'auto', 'av' or 'decord'
@@ -48,9 +48,12 @@ def read_cine(
 ) -> Clip: # Frames are decoded when asked for
     "Any echo file as a clip."
     path = Path(path)
-    if not path.is_file(): raise CineError(f'{path.name}: no such file')
-    if path.stat().st_size == 0: raise CineError(f'{path.name}: zero bytes')
-    form = file_kind(path)
+    try:
+        if path.is_dir(): raise CineError(f'{path.name}: a folder; open_study reads all of its files')
+        if not path.is_file(): raise CineError(f'{path.name}: no such file')
+        if path.stat().st_size == 0: raise CineError(f'{path.name}: zero bytes')
+        form = file_kind(path)
+    except OSError as e: raise CineError(f'{path.name}: cannot be opened ({e.strerror})') from None
     if form is None: raise CineError(f'{path.name}: not a DICOM, AVI, MP4 or NIfTI file, whatever its name says')
     if form == 'nifti': return read_nifti(path)
     return read_dicom(path) if form == 'dicom' else read_video(path, backend, threads, kind)

@@ -102,7 +102,7 @@ def _region_scale(r, k):
     delta = [abs(next(iter(numbers(r, f'PhysicalDelta{a}')), 0))*k for a in 'XY']
     return tuple(delta) if units == [3, 3] and min(delta) > .001 and max(delta) < 1 else None
 
-# %% ../../nbs/10a_data.dicom.ipynb #905350a8
+# %% ../../nbs/10a_data.dicom.ipynb #7bed1160
 @contextmanager
 def guarded(
     path: Path, # The file that is read inside
@@ -117,6 +117,7 @@ def guarded(
             log.setLevel(logging.CRITICAL + 1)
             yield
     except CineError as e: raise (e if str(e).startswith(path.name) else CineError(f'{path.name}: {e}')) from None
+    except (FileNotFoundError, PermissionError) as e: raise CineError(f'{path.name}: cannot be opened ({e.strerror})') from None
     except Exception as e: raise CineError(f'{path.name}: {what} ({type(e).__name__})') from None
     finally: log.setLevel(level)
 

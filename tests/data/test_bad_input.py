@@ -9,7 +9,7 @@ from pydicom import examples
 from pydicom.uid import ExplicitVRLittleEndian
 
 from echo_lit.core import EchoError
-from echo_lit.data.cine import CineError, read_cine, write_dicom, write_video
+from echo_lit.data.cine import CineError, file_kind, read_cine, write_dicom, write_video
 from echo_lit.data.sector import find_sector, sector_mask
 from echo_lit.data.study import StudyError, open_study
 
@@ -64,6 +64,26 @@ def test_grey_is_three_equal_channels(folder):
 def test_one_line_errors(folder, name):
     with pytest.raises(CineError) as e: read_cine(folder/name)
     assert '\n' not in str(e.value) and name in str(e.value)
+
+def test_files_that_may_not_be_opened(folder, monkeypatch):
+    def denied(path, *mode): raise PermissionError(13, 'Permission denied', str(path))
+    with monkeypatch.context() as m:
+        m.setattr('echo_lit.data.cine.open', denied, raising=False)
+        with pytest.raises(CineError, match=r'^good.dcm: cannot be opened \(Permission denied\)$'): read_cine(folder/'good.dcm')
+    with pytest.raises(CineError, match='^a: a folder; open_study reads all of its files$'): read_cine(folder/'a')
+    with pytest.raises(CineError, match='^dangling.dcm: no such file$'): read_cine(folder/'dangling.dcm')
+    with pytest.raises(CineError): read_cine(folder/('x'*5000))
+
+def test_files_that_vanish(folder, monkeypatch):
+    kind = file_kind(folder/'good.dcm')
+    def gone(path):
+        path.unlink()
+        return kind
+    clip = read_cine(folder/'a'/'b'/'IM_0001')
+    (folder/'a'/'b'/'IM_0001').unlink()
+    with pytest.raises(CineError, match=r'^IM_0001: cannot be opened \(No such file or directory\)$'): clip[0]
+    monkeypatch.setattr('echo_lit.data.cine.file_kind', gone)
+    with pytest.raises(CineError, match=r'^good.dcm: cannot be opened \(No such file or directory\)$'): read_cine(folder/'good.dcm')
 
 def test_empty_folder(tmp_path):
     with pytest.raises(StudyError, match='no files here'): open_study(tmp_path)
