@@ -284,7 +284,7 @@ def label_values(
     if odd: raise ManifestError(f'{label}: {sorted(map(str, odd))[0]!r} is neither a number nor one of its grades {", ".join(grades)}')
     return x.map({g: float(i) for i, g in enumerate(grades)}).astype('float64')
 
-# %% ../../nbs/16_data.manifest.ipynb #05bd04ea
+# %% ../../nbs/16_data.manifest.ipynb #e9d05bb9
 @dataclass(frozen=True)
 class Confounding:
     "How much of a label one can tell without looking at the heart."
@@ -297,6 +297,7 @@ class Confounding:
     def suspect(self) -> bool: return self.p < .05 or bool((self.table.lowest == self.table.highest)[self.table.patients > 4].any())
     def __str__(self): return f'{self.site} explains {self.explained:.0%} of {self.label} (p = {self.p:.3f})'
 
+# %% ../../nbs/16_data.manifest.ipynb #5ae99e46
 def confounding(
     table: pd.DataFrame, # A manifest
     label: str, # A label column
