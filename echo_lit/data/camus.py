@@ -53,7 +53,7 @@ class Camus(Dataset):
 
     def read(self, row) -> Clip: return read_nifti(self.root/row.path, fps=row.fps if row.fps > 0 else None)
 
-# %% ../../nbs/17b_data.camus.ipynb #ac074243
+# %% ../../nbs/17b_data.camus.ipynb #35fd4d95
 def _sides(folder):
     "Patient to side, from the split files; a patient on two sides is an error."
     sides = {}
@@ -63,6 +63,7 @@ def _sides(folder):
             if sides.setdefault(p, side) != side: raise EchoError(f'camus: {p} is in {sides[p]} and in {side}')
     return sides
 
+# %% ../../nbs/17b_data.camus.ipynb #07b92a4c
 def _facts(path, info):
     "What a volume and its text file say together, or why they cannot be used."
     said = read_info(info) if info.is_file() else {}
@@ -74,6 +75,7 @@ def _facts(path, info):
     bad = [k for k in ('ed_frame', 'es_frame') if not 0 <= said.get(k, 0) < clip.n_frames]
     return facts | (dict(excluded=True, exclude_reason=f'frame out of range: {bad[0]} of {clip.n_frames} frames') if bad else {})
 
+# %% ../../nbs/17b_data.camus.ipynb #c0ea9902
 @patch
 def masks(
     self: Camus,
