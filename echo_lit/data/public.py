@@ -232,7 +232,7 @@ def _wall(path, first, clip):
     sized = [cv2.resize((m > 0).astype(np.uint8), (clip.width, clip.height), interpolation=cv2.INTER_NEAREST) for m in x]
     return [Mask(first + i, m, {1: 'LV wall'}) for i, m in enumerate(sized)]
 
-# %% ../../nbs/17d_data.public.ipynb #53e355d5
+# %% ../../nbs/17d_data.public.ipynb #1ed8b9c6
 class CardiacUdc(Dataset):
     "Apical cines of six sites, some frames segmented."
     name = 'cardiac-udc'
@@ -252,13 +252,18 @@ class CardiacUdc(Dataset):
         folders = [f for f in sorted(self.root.iterdir()) if f.is_dir() and (f.name.startswith('Site_') or f.name == 'label_all_frame')]
         if not folders: raise EchoError(f'{self.root.name} is not cardiac-udc: no Site_* folder in it')
         for path in (p for f in folders for p in sorted(f.glob('*_image.nii.gz'))):
-            who = re.match(r'([a-z]+)-(\d+)-(\d)_', path.name)
-            patient = f'{path.parent.name}/{who[1]}-{who[2]}' if who else None
-            row = dict(path=path.relative_to(self.root).as_posix(), patient_id=patient, study_id=patient, kind='bmode', split_source=None)
-            yield row | dict(view='A4C' if who and who[3] == '4' else None, site=path.parent.name, masked=_gt(path).is_file())
+            row = dict(path=path.relative_to(self.root).as_posix(), kind='bmode', split_source=None, masked=_gt(path).is_file())
+            yield row | _named(path)
 
     def read(self, row) -> Clip: return _turned(read_nifti(self.root/row.path), self.turn)
     def masks(self, clip_id: str) -> list[Mask]: return _sparse(self.root/self.row(clip_id).path, self.turn, self.structures)
+
+# %% ../../nbs/17d_data.public.ipynb #58585488
+def _named(path):
+    "Whose cine it is, and which view, by its folder and name."
+    who, site = re.match(r'([a-z]+)-(\d+)-(\d)_', path.name), path.parent.name
+    patient = f'{site}/{who[1]}-{who[2]}' if who else None
+    return dict(patient_id=patient, study_id=patient, view='A4C' if who and who[3] == '4' else None, site=site)
 
 # %% ../../nbs/17d_data.public.ipynb #343c46e6
 _TURNS = {'stored': lambda x: x, 'transposed': lambda x: x.swapaxes(1, 2), 'left': lambda x: np.rot90(x, 1, (1, 2)),
