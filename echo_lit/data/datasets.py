@@ -80,7 +80,7 @@ class Mask:
     names: dict # {1: 'LV', 2: 'myocardium'}
     phase: str|None = None # 'ED', 'ES'
 
-# %% ../../nbs/17_data.datasets.ipynb #1f072069
+# %% ../../nbs/17_data.datasets.ipynb #ed4ef199
 class Dataset:
     "A data set on disk. A page of a family gives `name`, `card` and `rows`, and what else the set has."
     name: str = '' # As in `open_dataset`
@@ -89,7 +89,6 @@ class Dataset:
     splits: dict[str, str] = {} # Name of a split -> whose it is; the first is the default
     errata: tuple[Erratum, ...] = ()
     known: dict[str, type[Dataset]] = {}
-
     def __init_subclass__(cls):
         if 'name' in vars(cls) and cls.name: Dataset.known[cls.name] = cls
     def __init__(self,
@@ -99,16 +98,22 @@ class Dataset:
         quiet: bool = False, # No licence card, no counts
     ):
         self.root, self.split = Path(root), split or next(iter(self.splits), '')
-        if self.split and self.split not in self.splits:
-            raise EchoError(f'{self.name} has no split {self.split!r}; choose from {", ".join(self.splits)}')
-        gone = [n for n in self.needs if not (self.root/n).exists()]
-        if gone: raise EchoError(f'{plain_text(self.root.name)} is not {self.name}: {gone[0]} is not there')
+        self._check()
         self.table = manifest([self._row(r, self._wrong(errata)) for r in self.rows()], self.name)
         if not quiet: show_card(self)
     def rows(self) -> Iterator[dict]: raise NotImplementedError
     def tracings(self, clip_id: str) -> list[Tracing]: return []
     def masks(self, clip_id: str) -> list[Mask]: return []
     def read(self, row: pd.Series) -> Clip: return read_cine(self.root/row.path)
+
+# %% ../../nbs/17_data.datasets.ipynb #8be35932
+@patch
+def _check(self: Dataset):
+    "Stop where the split or the set is not there."
+    if self.split and self.split not in self.splits:
+        raise EchoError(f'{self.name} has no split {self.split!r}; choose from {", ".join(self.splits)}')
+    gone = [n for n in self.needs if not (self.root/n).exists()]
+    if gone: raise EchoError(f'{plain_text(self.root.name)} is not {self.name}: {gone[0]} is not there')
 
 # %% ../../nbs/17_data.datasets.ipynb #2cd66b2d
 @patch
@@ -192,7 +197,7 @@ def number(
     try: return float(x)
     except (TypeError, ValueError): return float('nan')
 
-# %% ../../nbs/17_data.datasets.ipynb #45b633d7
+# %% ../../nbs/17_data.datasets.ipynb #3eaf36a8
 class Folder(Dataset):
     "DICOM, AVI, MP4 and NIfTI files in any folders, without labels."
     name = 'folder'
