@@ -280,8 +280,8 @@ def _level(word: str) -> int:
     levels = [_LEVELS[w] for w in re.findall('|'.join(_LEVELS), word)]
     return levels[-1] if word.startswith('from ') else max(levels)
 
-# %% ../../nbs/14a_data.sentences.ipynb #1c8f23ac
-_CUES = re.compile(r'(?<!\w)(?:' + '|'.join((
+# %% ../../nbs/14a_data.sentences.ipynb #a47df03b
+_CUES = re.compile(r'(?:(?<!\w)|(?=[,;:()]))(?:' + '|'.join((
     r'(?P<doubt>(?:cannot|can not|could not|can\'t|unable to) (?:be )?(?:\w+ )?'
     r'(?:excluded?|ruled? out|assess\w*|estimat\w*|determin\w*|evaluat\w*)|'
     r'possibl[ey]|probabl[ey]|likely|suspicious|suspected|suspicion|questionable|may|might|borderline|concern|rule out|difficult to|'
