@@ -21,6 +21,7 @@ from echo_lit.interpret.record import SCHEMA
 from echo_lit.interpret.interpreter import Interpreter
 from echo_lit.interpret.retrieval import RetrievalError
 from echo_lit.models.echoprime import write_stand_in_weights
+from echo_lit.models.hub import USED
 from echo_lit.vocabulary import COARSE_VIEWS, SECTIONS
 
 MOVED = {'Right Ventricle': 'Resting Segmental Wall Motion Analysis', 'Left Atrium': 'Right Ventricle', 'Right Atrium': 'Left Atrium',
@@ -121,6 +122,7 @@ def test_presets_differ_only_where_published_code_is_wrong(folder, clip):
     assert list(x.neighbours_of) == list(x.section) and y.neighbours_of[2] == MOVED['Right Ventricle']
 
 def test_from_the_command(folder, clip, tmp_path, capsys):
+    USED.clear()              # the licence is told once a run
     (tmp_path/'study').mkdir()
     write_video(tmp_path/'study'/'a4c.avi', clip[:], clip.fps)
     code = run(['interpret', str(tmp_path/'study'), '--model', 'echoprime', '--weights', str(folder), '--out', str(tmp_path/'out')])
