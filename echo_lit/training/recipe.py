@@ -221,7 +221,7 @@ def keyed_stages(
         return made
     return stage
 
-# %% ../../nbs/34a_training.recipe.ipynb #754c24ac
+# %% ../../nbs/34a_training.recipe.ipynb #864c7340
 def train_bundle(
     r: dict, # Settings
     corpus: Corpus, # Clips and studies
@@ -242,7 +242,7 @@ def train_bundle(
     bank = texts, codec.encode(table_values(table.findings[:len(texts)]))
     attention = stage('attention', ('clips', 'text'), lambda: attention_stage(r, corpus, bundle, codec, clips, video['project'], bank, quiet))
     bundle.attention.load_state_dict({k: v for k, v in attention.items() if k != 'scale'})
-    bundle.config = dict(recipe=r, scale=round(float(attention['scale']), 3))
+    bundle.config = dict(recipe=r, interpret=dict(r['interpret']), scale=round(float(attention['scale']), 3))
     return bundle, texts
 
 # %% ../../nbs/34a_training.recipe.ipynb #da290c96
