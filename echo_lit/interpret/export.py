@@ -51,7 +51,7 @@ def film_tag(
     return (f'<div class="film {size} f-{public_label(clip)}" role="img" '
             f'aria-label="Clip {safe(public_label(clip))}, {safe(view or "no view named")}"></div>')
 
-# %% ../../nbs/42_interpret.export.ipynb #38b72585
+# %% ../../nbs/42_interpret.export.ipynb #9ab3ec96
 def _table(heads, rows, label):
     head = ''.join(f'<th scope="col">{safe(h)}</th>' for h in heads)
     body = ''.join('<tr>' + ''.join(f'<td>{c}</td>' for c in row) + '</tr>' for row in rows)
@@ -62,7 +62,7 @@ def _percent(x): return '' if x is None or not math.isfinite(x) else f'{100*x:.0
 def _bar(x):
     if x is None or not math.isfinite(x): return ''
     return (f'<svg class="bar" viewBox="0 0 60 6" aria-hidden="true"><rect class="rail" width="60" height="6" rx="3"/>'
-            f'<rect class="fill" width="{60*min(max(x, 0), 1):.1f}" height="6" rx="3"/></svg> {_percent(x)}')
+            f'<rect class="fill" width="{60*min(max(x, 0), 1):.1f}" height="6" rx="3"/></svg>&nbsp;{_percent(x)}')
 
 _KINDS = dict(bmode='2D', colour='colour Doppler', spectral='spectral Doppler', mmode='M-mode')
 
