@@ -28,9 +28,9 @@ from .pixels import CineError, colour_space, decode_jpeg, grey_table, native_sam
 from .pixels import read_stream, stream_samples, to_rgb
 
 # %% auto #0
-__all__ = ['INFLATED_LIMIT', 'frame_rates', 'frame_rate', 'rate_notes', 'read_regions', 'region_kind', 'guarded', 'BoundedFile',
-           'open_dataset', 'read_dicom_header', 'frame_table', 'DicomPixels', 'tagged_kinds', 'swept_kind', 'clip_kind',
-           'shows_flow', 'read_dicom']
+__all__ = ['READS_LIMIT', 'INFLATED_LIMIT', 'frame_rates', 'frame_rate', 'rate_notes', 'read_regions', 'region_kind', 'guarded',
+           'BoundedFile', 'open_dataset', 'read_dicom_header', 'frame_table', 'DicomPixels', 'tagged_kinds',
+           'swept_kind', 'clip_kind', 'shows_flow', 'read_dicom']
 
 # %% ../../nbs/10a_data.dicom.ipynb #160633b7
 def frame_rates(
@@ -121,17 +121,22 @@ def guarded(
     except Exception as e: raise CineError(f'{path.name}: {what} ({type(e).__name__})') from None
     finally: log.setLevel(level)
 
-# %% ../../nbs/10a_data.dicom.ipynb #f8d0e74c
+# %% ../../nbs/10a_data.dicom.ipynb #7f05a206
+READS_LIMIT = 1 << 18
+
 class BoundedFile(io.BufferedReader):
-    "A file that is never asked for more bytes than it has."
+    "A file that is never asked for more bytes than it has, nor more often than an echo needs."
     def __init__(self,
-        path: str|Path, # A file
+        source: str|Path|io.BytesIO, # A file
     ):
-        super().__init__(io.FileIO(path))
-        self.size = os.fstat(self.fileno()).st_size
+        super().__init__(source if isinstance(source, io.BytesIO) else io.FileIO(source))
+        self.size, self.reads = self.seek(0, os.SEEK_END), 0
+        self.seek(0)
     def read(self,
         n: int|None = -1, # Bytes wanted
     ) -> bytes: # At most what is left
+        self.reads += 1
+        if self.reads > READS_LIMIT: raise CineError(f'more than {READS_LIMIT} parts are not believed')
         left = max(self.size - self.tell(), 0)
         return super().read(left if n is None or n < 0 else min(n, left))
 
@@ -151,7 +156,7 @@ def _file_meta(f):
         if head[2:4] in _META: meta[_META[head[2:4]]] = UID(f.read(length).rstrip(b' \0').decode('ascii', 'replace'))
         at += skip + length
 
-# %% ../../nbs/10a_data.dicom.ipynb #886ba211
+# %% ../../nbs/10a_data.dicom.ipynb #941f2af3
 INFLATED_LIMIT = 1 << 29
 
 def open_dataset(
@@ -164,9 +169,8 @@ def open_dataset(
     if meta.get('TransferSyntaxUID') != DeflatedExplicitVRLittleEndian: return f, meta
     with f:
         pump = zlib.decompressobj(-15)
-        plain = io.BytesIO(pump.decompress(f.read(), INFLATED_LIMIT))
+        plain = BoundedFile(io.BytesIO(pump.decompress(f.read(), INFLATED_LIMIT)))
     if pump.unconsumed_tail: raise CineError(f'inflates to more than {INFLATED_LIMIT >> 20} MB')
-    plain.size = plain.getbuffer().nbytes
     return plain, meta
 
 # %% ../../nbs/10a_data.dicom.ipynb #a272d33c
@@ -268,7 +272,7 @@ class DicomPixels:
         self.space, self.source, self.lut = self._colour()
     def __len__(self) -> int: return len(self.table)
 
-# %% ../../nbs/10a_data.dicom.ipynb #e35c02a8
+# %% ../../nbs/10a_data.dicom.ipynb #0fe0477e
 @patch
 def _compressed(self: DicomPixels, promised):
     f, _ = open_dataset(self.path)
@@ -279,6 +283,7 @@ def _compressed(self: DicomPixels, promised):
 @patch
 def _native(self: DicomPixels, promised):
     per, length = self.at.size, self.ds.pixels_length
+    if length == 0xFFFFFFFF: raise CineError(f'{self.syntax.name} cannot hold pixels in pieces')
     f, _ = open_dataset(self.path)
     with f: there = f.size - self.ds.pixels_at
     n = min(length, there)//per

@@ -411,6 +411,25 @@ def test_sequences_within_sequences(tmp_path, depth, defined):
     if defined: assert len(read_cine(path)) == N
     else: assert 'the header is damaged (RecursionError)' in refused(path)
 
+def test_elements_without_end(tmp_path):
+    zeros = bytes(1 << 22)
+    item = struct.pack('<HH2sHL', 0x0008, 0x1140, b'SQ', 0, 0xFFFFFFFF) + struct.pack('<HHL', 0xFFFE, 0xE000, 0xFFFFFFFF)
+    path = golden(tmp_path/'x.dcm', 'deflated', 'RGB', 8)[0]
+    whole = path.read_bytes()
+    at = 144 + struct.unpack_from('<L', whole, 140)[0]
+    for endless in (zeros, item + zeros):
+        pump = zlib.compressobj(wbits=-15)
+        path.write_bytes(whole[:at] + pump.compress(endless) + pump.flush())
+        assert path.stat().st_size < 1e5 and 'parts are not believed' in refused(path)
+
+def test_pieces_in_an_uncompressed_file(tmp_path):
+    path = golden(tmp_path/'x.dcm', 'jpeg', 'YBR_FULL', 8)[0]
+    whole = path.read_bytes()
+    jpeg, plain = b'1.2.840.10008.1.2.4.50', b'1.2.840.10008.1.2.1\0\0\0'
+    assert jpeg in whole
+    path.write_bytes(whole.replace(jpeg, plain))
+    assert 'Explicit VR Little Endian cannot hold pixels in pieces' in refused(path)
+
 def test_elements_longer_than_the_file(tmp_path):
     path, *_ = golden(tmp_path/'x.dcm', 'explicit', 'RGB', 8)
     whole = path.read_bytes()

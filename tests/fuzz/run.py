@@ -85,7 +85,8 @@ def count_again(path, kind, clip):
     if kind == 'nifti':
         held = unpacked_bytes(data, n*clip.height*clip.width)
         require(n*clip.height*clip.width <= held, f'{n} frames of {clip.height} by {clip.width} in {held} bytes')
-    elif kind == 'dicom' and n > 1 and (items := data.count(b'\xfe\xff\0\xe0')) > 3:
+    elif kind == 'dicom' and n > 1 and b'\xe0\x7f\x10\0OB\0\0\xff\xff\xff\xff' in data:
+        items = data.count(b'\xfe\xff\0\xe0')
         require(n <= items, f'{n} frames in {items} items')
     elif kind in ('avi', 'mp4'):
         shown = decoded_in_order(path)
