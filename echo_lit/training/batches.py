@@ -62,7 +62,7 @@ class ClipReader:
         except (EchoError, OSError) as e: return Failure(str(name), stage, str(e) if isinstance(e, EchoError) else type(e).__name__)
         return self.augment(x, rng) if self.train and self.augment else x
 
-# %% ../../nbs/30a_training.batches.ipynb #2a1d20d4
+# %% ../../nbs/30a_training.batches.ipynb #76783858
 @dataclass
 class BatchReader:
     "What a worker holds: places in an epoch go in, a batch comes out."
@@ -75,6 +75,9 @@ class BatchReader:
         found, most = self.groups[item], self.most
         if not most or len(found) <= most or not self.read.train: return found[:most]
         return np.sort(np.random.default_rng([self.read.seed, epoch, item]).permutation(found)[:most])
+
+    def reach(self) -> int: # Clips that it may read
+        return sum(len(g if self.read.train else g[:self.most]) for g in self.groups)
 
     def __getitem__(self,
         places: Sequence[tuple[int, int]], # Epoch and item
@@ -117,26 +120,26 @@ def stirred(
         z ^= z >> np.uint64(31)
     return z
 
-# %% ../../nbs/30a_training.batches.ipynb #cdcc446f
+# %% ../../nbs/30a_training.batches.ipynb #9fd60f74
 class LostClips(EchoError): "Too many clips of a run cannot be read."
 
 class EchoLoader(DataLoader):
-    "Batches of items; failures are written down, the position is known, and the order is a function of the seed."
+    "Batches of items; `at` are the numbers of the last ones, failures are written down, and the order is a function of the seed."
     def __init__(self,
         reader: BatchReader, # Copied to each worker
-        beside: Callable[[Tensor], tuple], # Item numbers `[B]` -> what goes between the clips and these numbers
+        beside: Callable[[Tensor], tuple], # Item numbers `[B]` -> what goes after the clips, the target last
         bs: int = 32, # Items in a batch
         weights: np.ndarray|None = None, # One for each item: drawn with replacement in these proportions
-        max_lost: float = .01, # Share of the items that may be lost before the run stops
+        max_lost: float = .01, # Share of the clips that may be lost before the run stops
         workers: int = 0, # Processes; they stay until the loader goes
         rank: int = 0, # Of this process
-        world: int = 1, # Processes that share the epoch
+        world: int = 1, # Processes that share the epoch; in training up to world - 1 items come twice, so that all have as many batches
         on_batch: Callable|None = None, # `(clips on the device [B,3,T,H,W], seeds uint64 [B]) -> clips`
         **kwargs, # To fastai's DataLoader: device, pin_memory, timeout, after_batch
     ):
         self.reader, self.beside, self.on_batch, self.items = reader, beside, on_batch, len(reader.groups)
         self.position, self.weights, self.max_lost = Position(reader.read.seed), weights, max_lost
-        self.rank, self.world, self.failures, self.places, self.staff = rank, world, {}, [], None
+        self.rank, self.world, self.failures, self.places, self.staff, self.at = rank, world, {}, [], None, None
         super().__init__(range(self.items), bs=bs, num_workers=workers, **kwargs)
 
     def one_batch(self):
@@ -144,14 +147,29 @@ class EchoLoader(DataLoader):
         try: return super().one_batch()
         finally: self.position = was
 
-# %% ../../nbs/30a_training.batches.ipynb #d3fa3a99
+    def new(self, dataset=None, cls=None, **kwargs):
+        "The same items in the order of the table, as they are for validation; a position of its own, the same list of failures."
+        if dataset is not None: raise EchoError('these items have no other data; make a loader of another table')
+        reader = replace(self.reader, read=replace(self.reader.read, train=False))
+        same = dict(bs=self.bs, max_lost=self.max_lost, workers=self.fake_l.num_workers, rank=self.rank, world=self.world, timeout=self.timeout,
+                    pin_memory=self.pin_memory, device=self.device, after_batch=self.after_batch)
+        dl = type(self)(reader, self.beside, **same | {k: v for k, v in kwargs.items() if k in same})
+        dl.failures = self.failures
+        return dl
+
+    @property
+    def get_idxs(self): raise AttributeError('items come in the order of the table; there is nothing to put back')
+
+# %% ../../nbs/30a_training.batches.ipynb #af2d3304
 def _batches(self):
     p = self.position
-    order = p.order(self.items, self.rank, self.world, weights=self.weights, shuffle=self.reader.read.train).tolist()
+    order = p.order(self.items, weights=self.weights, shuffle=self.reader.read.train)
+    if self.reader.read.train: order = np.resize(order, -(-len(order)//self.world)*self.world)
+    order = order[self.rank::self.world].tolist()
     return [[(p.epoch, i) for i in order[k:k + self.bs]] for k in range(0, len(order), self.bs)]
 
 def _len(self):
-    left = max(0, self.items - self.position.done - self.rank)
+    left = max(0, self.items - self.position.done - (0 if self.reader.read.train else self.rank))
     return -(-left//(self.world*self.bs))
 
 def _one_thread(worker): cv2.setNumThreads(1)
@@ -167,10 +185,12 @@ def _iter(self):
     epoch, self.places[:] = self.position.epoch, self._batches()
     for x, at, lost in self._read():
         self._note(lost)
+        if x is None and self.reader.read.train: raise LostClips(f'nothing of a batch can be read: {lost[-1]["clip"]}: {lost[-1]["reason"]}')
         self.position.advance(self.bs*self.world)
         if self.position.done >= self.items: self.position.next_epoch()
         if x is None: continue
-        clips, *rest = to_device((*x, *self.beside(at), at), self.device)
+        clips, *rest = to_device((*x, *self.beside(at)), self.device)
+        self.at = at
         yield self.after_batch((self._changed(clips, at, epoch), *rest))
     if self.position.epoch == epoch: self.position.next_epoch()
 
@@ -182,9 +202,9 @@ def _changed(self, x, at, epoch):
 
 def _note(self, lost):
     self.failures |= {f['clip']: f for f in lost}
-    if len(self.failures) > self.max_lost*self.items:
+    if len(self.failures) > self.max_lost*self.reader.reach():
         f = list(self.failures.values())[-1]
-        raise LostClips(f'{len(self.failures)} of {self.items} cannot be read, more than {self.max_lost:.1%}; the last: {f["clip"]}: {f["reason"]}')
+        raise LostClips(f'{len(self.failures)} of {self.reader.reach()} cannot be read, more than {self.max_lost:.1%}; the last: {f["clip"]}: {f["reason"]}')
 
 EchoLoader._batches, EchoLoader._read, EchoLoader._changed, EchoLoader._note = _batches, _read, _changed, _note
 EchoLoader.__len__, EchoLoader.__iter__ = _len, _iter
@@ -196,7 +216,7 @@ def failure_table(
     "What could not be read so far."
     return pd.DataFrame(list(dl.failures.values()), columns=['clip', 'stage', 'reason'])
 
-# %% ../../nbs/30a_training.batches.ipynb #8576975c
+# %% ../../nbs/30a_training.batches.ipynb #cec307d4
 def label_tensor(
     table: pd.DataFrame, # A manifest
     names: Sequence[str], # Label columns: numbers, grades of a finding, or yes and no
@@ -213,7 +233,7 @@ def clip_batches(
     augment: Callable|None = None, # Of one clip, in the worker
     seed: int = 0,
     **kwargs, # To `EchoLoader`: bs, weights, max_lost, workers, rank, world, on_batch
-) -> EchoLoader: # Yields uint8 `[B,3,T,H,W]`, float `[B,L]` with NaN, and row numbers `[B]`
+) -> EchoLoader: # Yields uint8 `[B,3,T,H,W]` and float `[B,L]` with NaN; `at` are row numbers `[B]`
     "A loader of clips."
     rows = usable(table).reset_index(drop=True)
     y, reader = label_tensor(rows, names), _one_each(rows, source, contract, train, augment, seed)
@@ -236,7 +256,7 @@ def balanced_weights(
     if not w.sum(): raise EchoError('no clip has a class and a patient')
     return w/w.sum()
 
-# %% ../../nbs/30a_training.batches.ipynb #cd1ec108
+# %% ../../nbs/30a_training.batches.ipynb #9ef6f727
 def study_batches(
     table: pd.DataFrame, # A manifest; excluded rows are left out
     source: str|Path|Shards, # The folder of its paths, or shards
@@ -247,7 +267,7 @@ def study_batches(
     augment: Callable|None = None, # Of one clip, in the worker
     seed: int = 0,
     **kwargs, # To `EchoLoader`: bs, weights, max_lost, workers, rank, world, on_batch
-) -> EchoLoader: # Yields uint8 `[S,N,3,T,H,W]`, mask bool `[S,N]`, float `[S,L]`, study numbers `[S]`
+) -> EchoLoader: # Yields uint8 `[S,N,3,T,H,W]`, mask bool `[S,N]`, float `[S,L]`; `at` are study numbers `[S]`
     "A loader of studies; numbers count the studies in the order of the table."
     rows = usable(table).reset_index(drop=True)
     which = pd.factorize(rows.study_id.fillna(owners(rows, 'each clip')))[0]
@@ -268,7 +288,7 @@ def padded(
     for o, s in zip(out, studies): o[:len(s)] = torch.from_numpy(s)
     return out, mask
 
-# %% ../../nbs/30a_training.batches.ipynb #f7f05894
+# %% ../../nbs/30a_training.batches.ipynb #fd6e5729
 def report_batches(
     table: pd.DataFrame, # A manifest with a column of text
     source: str|Path|Shards, # The folder of its paths, or shards
@@ -279,7 +299,7 @@ def report_batches(
     augment: Callable|None = None, # Of one clip, in the worker
     seed: int = 0,
     **kwargs, # To `EchoLoader`: bs, weights, max_lost, workers, rank, world, on_batch
-) -> EchoLoader: # Yields uint8 `[B,3,T,H,W]`, the text part, row numbers `[B]`
+) -> EchoLoader: # Yields uint8 `[B,3,T,H,W]` and the text part; `at` are row numbers `[B]`
     "A loader of clips with what was written about them; rows without text are left out."
     rows = usable(table)
     rows = rows[rows[column].notna()].reset_index(drop=True)
