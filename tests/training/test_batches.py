@@ -6,13 +6,15 @@ import sys
 import numpy as np
 import pytest
 import torch
+from fastai.callback.progress import ProgressCallback
 
 from echo_lit.core import EchoError
 from echo_lit.data.cine import write_video
 from echo_lit.data.contract import InputContract
 from echo_lit.data.manifest import manifest
 from echo_lit.data.shards import Shards, write_shards
-from echo_lit.training.batches import clip_batches, study_batches
+from echo_lit.training.batches import clip_batches, study_batches, two_loaders
+from echo_lit.training.learner import echo_learner, history
 
 CONTRACT = InputContract(frames=4, seconds=.3, size=32)
 COUNT = 23
@@ -153,3 +155,25 @@ def test_two_ranks_read_each_sample_once_across_an_interruption(tmp_path, reques
         begun, rest, alone, later = (a + b for a, b in zip(first, second))
         assert sorted(set(begun + rest)) == sorted(begun + alone) == sorted(set(later)) == list(range(n))
         assert len(begun + rest) == len(later) == n + n % 2 and len(first[3]) == len(second[3])
+
+
+class MeanGrey(torch.nn.Module):
+    "One number from how bright a clip is."
+    def __init__(self):
+        super().__init__()
+        self.line = torch.nn.Linear(1, 1)
+
+    def forward(self, x, mask=None):
+        return self.line(x.float().flatten(x.ndim - 4).mean(-1).reshape(len(x), -1).mean(1, keepdim=True)/255)
+
+
+@pytest.mark.parametrize('make', [clip_batches, study_batches])
+def test_a_learner_trains_on_inputs_and_target(tmp_path, make):
+    table = films(tmp_path, 12).assign(split=['train']*9 + ['val']*3)
+    dls = two_loaders(make, table, tmp_path, CONTRACT, ['ef'], bs=3)
+    learn = echo_learner(dls, MeanGrey(), torch.nn.functional.mse_loss, lr=1., half=False).remove_cb(ProgressCallback)
+    with learn.no_logging(): learn.fit(8)
+    losses = history(learn).train_loss
+    assert losses.iloc[-1] < .9*losses.iloc[0]
+    out, y = learn.get_preds()
+    assert len(out) == len(y) == len(dls.valid.reader.groups)
