@@ -109,3 +109,16 @@ def test_a_broken_table_is_refused(rows, words):
 
 def test_an_empty_table_is_a_table():
     assert counts(manifest([])) == '0 listed, 0 usable, 0 excluded'
+
+def test_a_csv_is_the_same_table(archive, tmp_path):
+    t = scan(archive)
+    t['mitral_regurgitation'], t['ef'] = [None, 'none']*6 + [None], [1/3, None]*6 + [None]
+    pd.testing.assert_frame_equal(read_manifest(write_manifest(t, tmp_path/'m.csv')), t)
+    assert (tmp_path/'m.csv').read_text().startswith('dataset,')
+    with pytest.raises(ManifestError, match='nothere: a manifest is'): read_manifest('nothere')
+
+def test_what_was_not_compared_has_not_passed():
+    rows = [dict(clip_id='a', path='x', split='train'), dict(clip_id='b', path='x', patient_id='p', split='test'), dict(clip_id='c', path='x')]
+    with pytest.raises(ManifestError, match='1 of 2 usable rows have no patient_id'): no_overlap(manifest(rows))
+    with pytest.raises(ManifestError, match='none of 1 usable rows is in a split'): no_overlap(manifest(rows[2:]))
+    assert len(no_overlap(manifest(rows), 'each clip')) == 3
