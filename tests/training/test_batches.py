@@ -99,7 +99,7 @@ def numbers(shards, steps=None, state=None, **kwargs):
     dl = clip_batches(shards.table, shards, CONTRACT, ['ef'], train=True, seed=7, bs=3, **kwargs)
     if state: dl.position.__dict__.update(json.loads(state))
     seen, stream = [], iter(dl)
-    for _, batch in zip(range(steps or len(dl)), stream): seen += dl.at.tolist()
+    for _, _batch in zip(range(steps or len(dl)), stream): seen += dl.at.tolist()
     if steps is None: assert next(stream, None) is None
     return seen, json.dumps(vars(dl.position))
 
