@@ -70,16 +70,16 @@ class Header:
     order: tuple = () # Series and instance number
     aside: tuple[str, str]|None = None # Kind and reason, if it is not a picture
 
-# %% ../../nbs/11_data.study.ipynb #e41614be
+# %% ../../nbs/11_data.study.ipynb #b0ef243e
 def read_header(
     path: str|Path, # A DICOM file
 ) -> Header: # Empty strings where the file is silent
     "Patient, study and class of a DICOM object, without its pixels."
-    wanted = ['PatientID', 'StudyInstanceUID', 'SOPClassUID', 'SeriesNumber', 'InstanceNumber', 'Rows']
+    wanted = ['PatientID', 'StudyInstanceUID', 'SOPClassUID', 'SeriesNumber', 'InstanceNumber', 'Rows', 'Modality']
     with guarded(Path(path), 'the header is damaged'):
         return _header(read_dicom_header(path, wanted))
 
-# %% ../../nbs/11_data.study.ipynb #89ef750d
+# %% ../../nbs/11_data.study.ipynb #c2bbd6e1
 _CLASSES = {
     '1.2.840.10008.5.1.4.1.1.88': ('report', 'a structured report'), '1.2.840.10008.5.1.4.1.1.104': ('pdf', 'an encapsulated document'),
     '1.2.840.10008.5.1.4.1.1.9': ('waveform', 'a waveform'), '1.2.840.10008.5.1.4.1.1.11': ('presentation', 'a presentation state'),
@@ -90,6 +90,8 @@ def _header(ds):
     uid = text('SOPClassUID') or str(ds.file_meta.get('MediaStorageSOPClassUID') or '')
     aside = next((v for k, v in _CLASSES.items() if uid.startswith(k + '.') or uid == k), None)
     if aside is None and uid and 'Rows' not in ds: aside = ('other', 'an object without a picture')
+    screen = uid.startswith('1.2.840.10008.5.1.4.1.1.7')
+    if aside is None and not screen and (text('Modality') or 'US') not in ('US', 'IVUS'): aside = ('other', 'not ultrasound')
     number = lambda k: int(text(k)) if text(k).isdigit() else 0
     return Header(text('PatientID'), text('StudyInstanceUID'), (number('SeriesNumber'), number('InstanceNumber')), aside)
 

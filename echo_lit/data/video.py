@@ -76,7 +76,7 @@ def _jpeg_table(data):
     if h*w > PIXELS_LIMIT: raise CineError(f'a picture of {h} by {w} pixels is not believed')
     return JpegTable(h, w, rate, tuple(frames), promised)
 
-# %% ../../nbs/10b_data.video.ipynb #553fa090
+# %% ../../nbs/10b_data.video.ipynb #26a4cfc2
 def jpeg_frames(
     path: str|Path, # A motion JPEG AVI
     table: JpegTable, # Its table
@@ -88,10 +88,14 @@ def jpeg_frames(
         for o, i in zip(out, idx):
             at, n = table.frames[i]
             f.seek(at)
-            try: x = simplejpeg.decode_jpeg(f.read(n), colorspace='RGB')
-            except ValueError: raise CineError(f'frame {i} is not a whole JPEG') from None
-            if x.shape != o.shape: raise CineError(f'frame {i} is {x.shape[0]} by {x.shape[1]} pixels, the first {o.shape[0]} by {o.shape[1]}')
-            o[:] = x
+            data = f.read(n)
+            try:
+                h, w = simplejpeg.decode_jpeg_header(data)[:2]
+                if (h, w) != o.shape[:2]: raise CineError(f'frame {i} is {h} by {w} pixels, the first {o.shape[0]} by {o.shape[1]}')
+                o[:] = simplejpeg.decode_jpeg(data, colorspace='RGB')
+            except ValueError as e:
+                if isinstance(e, CineError): raise
+                raise CineError(f'frame {i} is not a whole JPEG') from None
     return out
 
 # %% ../../nbs/10b_data.video.ipynb #723b7c03
