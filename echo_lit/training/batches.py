@@ -120,7 +120,7 @@ def stirred(
         z ^= z >> np.uint64(31)
     return z
 
-# %% ../../nbs/30a_training.batches.ipynb #e73c31cd
+# %% ../../nbs/30a_training.batches.ipynb #8d8fa77e
 class LostClips(EchoError): "Too many clips of a run cannot be read."
 
 class EchoLoader(DataLoader):
@@ -140,7 +140,7 @@ class EchoLoader(DataLoader):
         self.reader, self.beside, self.on_batch, self.items = reader, beside, on_batch, len(reader.groups)
         self.position, self.weights, self.max_lost = Position(reader.read.seed), weights, max_lost
         self.rank, self.world, self.failures, self.places, self.staff, self.at = rank, world, {}, [], None, None
-        if weights is not None and len(weights) != self.items: raise EchoError(f'{len(weights)} weights for {self.items} items; give one for each')
+        if weights is not None and len(weights) != self.items: raise EchoError(f'{len(weights)} weights for {self.items} items')
         super().__init__(range(self.items), bs=bs, num_workers=workers, **kwargs)
 
     def one_batch(self):
@@ -152,8 +152,8 @@ class EchoLoader(DataLoader):
         "The same items in the order of the table, as they are for validation; a position of its own, the same list of failures."
         if dataset is not None: raise EchoError('these items have no other data; make a loader of another table')
         reader = replace(self.reader, read=replace(self.reader.read, train=False))
-        same = dict(bs=self.bs, max_lost=self.max_lost, workers=self.fake_l.num_workers, rank=self.rank, world=self.world, timeout=self.timeout,
-                    pin_memory=self.pin_memory, device=self.device, after_batch=self.after_batch)
+        same = dict(bs=self.bs, max_lost=self.max_lost, workers=self.fake_l.num_workers, rank=self.rank, world=self.world,
+                    timeout=self.timeout, pin_memory=self.pin_memory, device=self.device, after_batch=self.after_batch)
         dl = type(self)(reader, self.beside, **same | {k: v for k, v in kwargs.items() if k in same})
         dl.failures = self.failures
         return dl
@@ -161,7 +161,7 @@ class EchoLoader(DataLoader):
     @property
     def get_idxs(self): raise AttributeError('items come in the order of the table; there is nothing to put back')
 
-# %% ../../nbs/30a_training.batches.ipynb #211e9d89
+# %% ../../nbs/30a_training.batches.ipynb #0ab4cdbd
 def _batches(self):
     p = self.position
     train = self.reader.read.train
@@ -187,7 +187,8 @@ def _iter(self):
     epoch, self.places[:] = self.position.epoch, self._batches()
     for x, at, lost in self._read():
         self._note(lost)
-        if x is None and self.reader.read.train: raise LostClips(f'nothing of a batch can be read: {lost[-1]["clip"]}: {lost[-1]["reason"]}')
+        if x is None and self.reader.read.train:
+            raise LostClips(f'nothing of a batch can be read: {lost[-1]["clip"]}: {lost[-1]["reason"]}')
         self.position.advance(self.bs*self.world)
         if self.position.done >= self.items: self.position.next_epoch()
         if x is None: continue
@@ -205,8 +206,8 @@ def _changed(self, x, at, epoch):
 def _note(self, lost):
     self.failures |= {f['clip']: f for f in lost}
     if len(self.failures) > self.max_lost*self.reader.reach():
-        f = list(self.failures.values())[-1]
-        raise LostClips(f'{len(self.failures)} of {self.reader.reach()} cannot be read, more than {self.max_lost:.1%}; the last: {f["clip"]}: {f["reason"]}')
+        f, share = list(self.failures.values())[-1], f'{len(self.failures)} of {self.reader.reach()}'
+        raise LostClips(f'{share} cannot be read, more than {self.max_lost:.1%}; the last: {f["clip"]}: {f["reason"]}')
 
 EchoLoader._batches, EchoLoader._read, EchoLoader._changed, EchoLoader._note = _batches, _read, _changed, _note
 EchoLoader.__len__, EchoLoader.__iter__ = _len, _iter
@@ -218,13 +219,14 @@ def failure_table(
     "What could not be read so far."
     return pd.DataFrame(list(dl.failures.values()), columns=['clip', 'stage', 'reason'])
 
-# %% ../../nbs/30a_training.batches.ipynb #cec307d4
+# %% ../../nbs/30a_training.batches.ipynb #719c9243
 def label_tensor(
     table: pd.DataFrame, # A manifest
-    names: Sequence[str], # Label columns: numbers, grades of a finding, or yes and no
+    names: Sequence[str], # Label columns: numbers, grades of a finding, or yes and no; [] for none
 ) -> Tensor: # float `[n,L]`, NaN where nobody looked
     "Labels as numbers."
-    return torch.tensor(np.stack([label_values(table, k) for k in names], 1), dtype=torch.float32)
+    if isinstance(names, str): raise EchoError(f'names is a list of label columns; write [{names!r}]')
+    return torch.tensor(np.array([label_values(table, k) for k in names]).reshape(len(names), len(table)).T, dtype=torch.float32)
 
 def clip_batches(
     table: pd.DataFrame, # A manifest; excluded rows are left out
@@ -246,16 +248,18 @@ def _source(source): return source if isinstance(source, Shards) else Path(sourc
 def _one_each(rows, source, *settings):
     return BatchReader(ClipReader(rows, _source(source), *settings), np.arange(len(rows))[:, None], stacked)
 
-# %% ../../nbs/30a_training.batches.ipynb #040d838b
+# %% ../../nbs/30a_training.batches.ipynb #29689700
 def balanced_weights(
     classes: Sequence, # Class of each clip; missing: never drawn
-    patients: Sequence, # Patient of each clip
+    patients: Sequence, # Patient of each clip, as `owners` tells
 ) -> np.ndarray: # `[n]`, sum 1
     "Chances by which classes, and patients within a class, are drawn alike."
     t = pd.DataFrame({'c': pd.Series(list(classes)), 'p': pd.Series(list(patients))})
+    lost = int((t.c.notna() & t.p.isna()).sum())
+    if lost: raise EchoError(f'{lost} clips have a class and no patient, so are never drawn; ask owners(table, ...)')
     people, clips = t.groupby('c').p.transform('nunique'), t.groupby(['c', 'p']).p.transform('size')
     w = (1/(people*clips)).where(t.c.notna(), 0.).fillna(0.).to_numpy()
-    if not w.sum(): raise EchoError('no clip has a class and a patient')
+    if not w.sum(): raise EchoError('no clip has a class')
     return w/w.sum()
 
 # %% ../../nbs/30a_training.batches.ipynb #19a4f447
@@ -314,7 +318,7 @@ def report_batches(
     def said(at): return [texts[i] for i in at]
     return EchoLoader(_one_each(rows, source, contract, train, augment, seed), lambda at: (tokens(said(at)) if tokens else said(at),), **kwargs)
 
-# %% ../../nbs/30a_training.batches.ipynb #f75447bb
+# %% ../../nbs/30a_training.batches.ipynb #c7c4f1e6
 def two_loaders(
     make: Callable[..., EchoLoader], # `clip_batches`, `study_batches` or `report_batches`
     table: pd.DataFrame, # A manifest with splits
@@ -331,6 +335,7 @@ def two_loaders(
     rows = rows[rows.split.isin(parts)]
     for p in set(parts) - set(rows.split):
         raise EchoError(f'no usable row is in split {p!r}; there are {", ".join(sorted(usable(table).split.dropna().unique())) or "none"}')
-    owners(rows, unknown_patient)
-    train, valid = (no_overlap(rows)[rows.split == p] for p in parts)
-    return DataLoaders(make(train, *args, train=True, augment=augment, on_batch=on_batch, weights=weights, **kwargs), make(valid, *args, **kwargs))
+    no_overlap(rows, unknown_patient)
+    train, valid = (rows[rows.split == p] for p in parts)
+    learned = make(train, *args, train=True, augment=augment, on_batch=on_batch, weights=weights, **kwargs)
+    return DataLoaders(learned, make(valid, *args, **kwargs))
