@@ -75,7 +75,7 @@ OPS: dict[str, Callable] = {
     'shadow': lambda x, m, u: x*(1 - m*u[0]*(-((rays(x)[1] - between(u[1], -.7, .7))/between(u[2], .03, .15))**2).exp()),
     'haze': lambda x, m, u: torch.where(x.amax(1, True) > 4, x + 90*m*u[0]*(-3*rays(x)[0]).exp(), x)}
 
-# %% ../../nbs/30b_training.augment.ipynb #0ad8306d
+# %% ../../nbs/30b_training.augment.ipynb #82a25bac
 @dataclass(frozen=True)
 class RandAugment:
     "A few changes by lot, then perhaps a hole; the same for all frames of a clip."
@@ -91,7 +91,7 @@ class RandAugment:
         seeds: np.ndarray, # uint64 `[B]`
     ) -> Tensor: # uint8 `[B,3,T,H,W]`
         "A changed copy of a batch."
-        if x.ndim != 5: raise TypeError(f'RandAugment changes batches [B,3,T,H,W], not {list(x.shape)}; give it as on_batch, not as augment')
+        if x.ndim != 5: raise TypeError(f'RandAugment takes batches [B,3,T,H,W], not {list(x.shape)}: give it as on_batch, not as augment')
         u, y = lots(seeds, 4*self.n + 6), x.float()
         for turn in u[:, :4*self.n].split(4, 1):
             for k, name in enumerate(self.ops):

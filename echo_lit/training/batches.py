@@ -120,7 +120,7 @@ def stirred(
         z ^= z >> np.uint64(31)
     return z
 
-# %% ../../nbs/30a_training.batches.ipynb #8d8fa77e
+# %% ../../nbs/30a_training.batches.ipynb #0348ebff
 class LostClips(EchoError): "Too many clips of a run cannot be read."
 
 class EchoLoader(DataLoader):
@@ -137,7 +137,7 @@ class EchoLoader(DataLoader):
         on_batch: Callable|None = None, # `(clips on the device [B,3,T,H,W], seeds uint64 [B]) -> clips`
         **kwargs, # To fastai's DataLoader: device, pin_memory, timeout, after_batch
     ):
-        self.reader, self.beside, self.on_batch, self.items = reader, beside, on_batch, len(reader.groups)
+        self.reader, self.beside, self.on_batch, self.items, self.reach = reader, beside, on_batch, len(reader.groups), reader.reach()
         self.position, self.weights, self.max_lost = Position(reader.read.seed), weights, max_lost
         self.rank, self.world, self.failures, self.places, self.staff, self.at = rank, world, {}, [], None, None
         if weights is not None and len(weights) != self.items: raise EchoError(f'{len(weights)} weights for {self.items} items')
@@ -161,7 +161,7 @@ class EchoLoader(DataLoader):
     @property
     def get_idxs(self): raise AttributeError('items come in the order of the table; there is nothing to put back')
 
-# %% ../../nbs/30a_training.batches.ipynb #0ab4cdbd
+# %% ../../nbs/30a_training.batches.ipynb #390733b4
 def _batches(self):
     p = self.position
     train = self.reader.read.train
@@ -205,8 +205,8 @@ def _changed(self, x, at, epoch):
 
 def _note(self, lost):
     self.failures |= {f['clip']: f for f in lost}
-    if len(self.failures) > self.max_lost*self.reader.reach():
-        f, share = list(self.failures.values())[-1], f'{len(self.failures)} of {self.reader.reach()}'
+    if len(self.failures) > self.max_lost*self.reach:
+        f, share = list(self.failures.values())[-1], f'{len(self.failures)} of {self.reach}'
         raise LostClips(f'{share} cannot be read, more than {self.max_lost:.1%}; the last: {f["clip"]}: {f["reason"]}')
 
 EchoLoader._batches, EchoLoader._read, EchoLoader._changed, EchoLoader._note = _batches, _read, _changed, _note
