@@ -161,7 +161,7 @@ class EchoLoader(DataLoader):
     @property
     def get_idxs(self): raise AttributeError('items come in the order of the table; there is nothing to put back')
 
-# %% ../../nbs/30a_training.batches.ipynb #390733b4
+# %% ../../nbs/30a_training.batches.ipynb #22fc5755
 def _batches(self):
     p = self.position
     train = self.reader.read.train
@@ -189,7 +189,7 @@ def _iter(self):
         self._note(lost)
         if x is None and self.reader.read.train:
             raise LostClips(f'nothing of a batch can be read: {lost[-1]["clip"]}: {lost[-1]["reason"]}')
-        self.position.advance(self.bs*self.world)
+        if self.reader.read.train: self.position.advance(self.bs*self.world)
         if self.position.done >= self.items: self.position.next_epoch()
         if x is None: continue
         clips, *rest = to_device((*x, *self.beside(at)), self.device)

@@ -25,7 +25,7 @@ def films(folder, n=COUNT):
     rows, rng = [], np.random.default_rng(0)
     for i in range(n):
         path = write_video(folder/f'{i}.{"avi" if i % 7 else "mp4"}', rng.integers(0, 255, (8, 32, 32, 3), dtype=np.uint8), 25)
-        rows.append(dict(clip_id=f'{i:012x}', patient_id=f'p{i}', study_id=f's{i//3}', path=path.name, kind='bmode', ef=30. + i, view='A4C'))
+        rows.append(dict(clip_id=f'{i:012x}', patient_id=f'p{i//3}', study_id=f's{i//3}', path=path.name, kind='bmode', ef=30. + i, view='A4C'))
     return manifest(rows, 'toy')
 
 
