@@ -13,9 +13,9 @@ from .core import EchoError, plain_text
 from .terminal import csv_text, flat_metrics, one_line, progress_bar, say, text_table
 
 # %% auto #0
-__all__ = ['DONE', 'SOME_FAILED', 'NOTHING', 'show_result', 'summary_row', 'interpret_studies', 'write_phantoms', 'train_recipe',
-           'measure_bundle', 'show_benchmark', 'show_models', 'scan_archive', 'deidentify_archive', 'convert_download',
-           'parser', 'run', 'main']
+__all__ = ['DONE', 'SOME_FAILED', 'NOTHING', 'show_result', 'summary_row', 'unnamed_note', 'interpret_studies', 'write_phantoms',
+           'train_recipe', 'measure_bundle', 'show_benchmark', 'show_models', 'scan_archive', 'deidentify_archive',
+           'convert_download', 'parser', 'run', 'main']
 
 # %% ../nbs/61_cli.ipynb #6e1c9f91
 DONE, SOME_FAILED, NOTHING = 0, 3, 2
@@ -84,7 +84,16 @@ def _write_result(r, folder):
     json_report(r, folder/'report.json')
     show_result(r, folder)
 
-# %% ../nbs/61_cli.ipynb #adba8211
+# %% ../nbs/61_cli.ipynb #c5dcb90e
+def unnamed_note(
+    study, # `Study`
+) -> list[str]: # One line, or none
+    "What to know of clips that only a folder holds together."
+    from echo_lit.data.study import short_id
+    loose = len(study) > 1 and study.patient is None and study.id == short_id(*sorted(c.id for c in study))
+    return [f'{len(study)} videos without patient data: read as one study; name files one by one if they are not'] if loose else []
+
+# %% ../nbs/61_cli.ipynb #bfbc4817
 def interpret_studies(
     args: argparse.Namespace, # studies, model, weights, study, device, out, compose
 ) -> int: # Exit code
@@ -99,6 +108,7 @@ def interpret_studies(
             r = machine.interpret(study, progress=progress_bar(Path(path).name), **way)
             name = _new_name(r.study, used) if len(opened) > 1 else ''
             _write_result(r, args.out/name)
+            say(*unnamed_note(study), file=sys.stderr)
             codes.append(SOME_FAILED if r.failures else DONE)
             rows.append(summary_row(r, name))
         except EchoError as e:
@@ -201,7 +211,7 @@ def _add_evaluate(command):
     add('--workers', type=int, default=2, metavar='W', help='processes')
     add('--no-control', dest='control', action='store_false', help='skip the second reading without screen text and ECG')
 
-# %% ../nbs/61_cli.ipynb #fe6518b4
+# %% ../nbs/61_cli.ipynb #8d0d6bce
 def show_benchmark(
     args: argparse.Namespace, # name, rounds
 ) -> int: # Exit code
@@ -217,10 +227,11 @@ def _short(v): return v if not isinstance(v, float) else '' if v != v else f'{v:
 
 def _add_bench(command):
     add = command('bench', show_benchmark, 'Measure speed beside what people write today.')
-    add('name', metavar='NAME', help='loading')
+    add('name', metavar='NAME',
+        help='loading: sixteen frames of a film by echo_lit, OpenCV, decord, PyAV and torchcodec, as installed; some ten seconds')
     add('--rounds', type=int, default=9, metavar='N', help='rounds that count')
 
-# %% ../nbs/61_cli.ipynb #2d114499
+# %% ../nbs/61_cli.ipynb #9c6ae11a
 def show_models(
     args: argparse.Namespace, # Nothing in it
 ) -> int: # Exit code
@@ -232,13 +243,14 @@ def show_models(
 
 def _add_models(command): command('models', show_models, 'List the models that can be loaded by name.')
 
-# %% ../nbs/61_cli.ipynb #9f833fc4
+# %% ../nbs/61_cli.ipynb #582d6866
 def scan_archive(
     args: argparse.Namespace, # root, dataset, split, ids, out, workers
 ) -> int: # Exit code
     "`echo_lit scan`."
     from echo_lit.data.datasets import open_dataset
     from echo_lit.data.manifest import counts, scan, usable, write_manifest
+    if args.out.suffix.lower() not in ('.parquet', '.csv'): raise EchoError(f'{args.out.name}: a manifest is a .parquet or a .csv file')
     if args.dataset and args.ids: raise EchoError('--ids is for plain folders; a data set knows where its ids are')
     if args.dataset:
         ds = open_dataset(args.dataset, args.root, split=args.split, quiet=True)
@@ -253,17 +265,17 @@ def scan_archive(
     say(f'manifest in {write_manifest(table, args.out)}')
     return SOME_FAILED if len(lost) else DONE
 
-# %% ../nbs/61_cli.ipynb #af8a1ba3
+# %% ../nbs/61_cli.ipynb #5f59e548
 def _add_scan(command):
     add = command('scan', scan_archive, 'List every file of an archive or a data set, usable or not, as one table.')
     add('root', type=Path, metavar='ROOT', help='folder of DICOM, AVI, MP4 and NIfTI files, or of a data set')
     add('--dataset', metavar='NAME', help='read as a known set, such as echonet-dynamic; leave it out for plain folders')
     add('--split', metavar='NAME', help='which split of the set')
     add('--ids', metavar='PATTERN', help='regular expression on the path with groups (?P<patient_id>..), (?P<study_id>..), (?P<view>..)')
-    add('--out', type=Path, default=Path('manifest.parquet'), metavar='FILE', help='where the table goes')
+    add('--out', type=Path, default=Path('manifest.parquet'), metavar='FILE', help='where the table goes: .parquet or .csv')
     add('--workers', type=int, default=2, metavar='W', help='processes')
 
-# %% ../nbs/61_cli.ipynb #180361f1
+# %% ../nbs/61_cli.ipynb #ae9c702c
 def deidentify_archive(
     args: argparse.Namespace, # src, dst, keys, stills, format
 ) -> int: # Exit code
@@ -272,11 +284,17 @@ def deidentify_archive(
     rows = deidentify(args.src, args.dst, args.keys, args.stills, args.format, progress=progress_bar('de-identifying'))
     left = [(plain_text(r.original, 40), r.status, plain_text(r.detail or r.reason, 90)) for r in rows if r.status != 'written']
     say(f'{len(rows) - len(left)} of {len(rows)} files written, de-identified by allow-list')
+    say(*_one_patient(rows))
     if left: say('', *text_table(left, ('not written', '', 'reason')))
     keys = args.keys or args.dst.with_name(args.dst.name + '-keys')
     say('', f'  {args.dst/"audit.csv"}', f'  {keys}: the key and the key map, not to be handed out')
     if len(left) == len(rows): return NOTHING
     return SOME_FAILED if {'refused', 'failed'} & {status for _, status, _ in left} else DONE
+
+def _one_patient(rows):
+    videos = [r.file for r in rows if r.status == 'written' and Path(r.original).suffix.lower() in ('.avi', '.mp4')]
+    if len(videos) <= len({Path(f).parent for f in videos}): return []
+    return [f'{len(videos)} videos without patient data: those of one folder became one patient; give each patient a folder if that is wrong']
 
 # %% ../nbs/61_cli.ipynb #ab6c7a22
 def _add_deid(command):
@@ -308,14 +326,20 @@ def _add_convert(command):
     add('--assets', type=Path, metavar='DIR', help='folder of the tables of the repository, if it is not beside or in MODEL_DATA')
     add('--unit', action='store_true', help='neighbours by angle; published code goes by dot product')
 
-# %% ../nbs/61_cli.ipynb #0659dd86
+# %% ../nbs/61_cli.ipynb #61bec0dc
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    "Defaults that say something; `None` and switches do not."
+    def _get_help_string(self, action):
+        return action.help if action.default is None or isinstance(action.default, bool) else super()._get_help_string(action)
+
+# %% ../nbs/61_cli.ipynb #deb5d15d
 def parser() -> argparse.ArgumentParser: # With a function for each command
     "Words and options of the command."
-    p = argparse.ArgumentParser('echo_lit', description='Echocardiography foundation models. Research use only, not for diagnosis.')
+    p = argparse.ArgumentParser('echo_lit', formatter_class=_Help, description='Echocardiography foundation models. Research use only, not for diagnosis.')
     p.add_argument('--version', action='version', version=f'echo_lit {__version__}')
     commands = p.add_subparsers(metavar='COMMAND', required=True)
     def command(name, run, words):
-        c = commands.add_parser(name, help=words, description=words, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        c = commands.add_parser(name, help=words, description=words, formatter_class=_Help)
         c.set_defaults(run=run)
         return c.add_argument
     for add in (_add_interpret, _add_phantom, _add_scan, _add_deid, _add_convert, _add_train, _add_evaluate, _add_bench, _add_models): add(command)

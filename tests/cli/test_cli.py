@@ -46,6 +46,15 @@ def test_several_studies(cli, model, clips, tmp_path):
     for row in rows[:2]: check_page(tmp_path/'out'/row['folder']/'report.html')
     assert len({r['folder'] for r in rows[:2]}) == 2
 
+def test_videos_that_only_a_folder_holds_together(cli, model, clips, tmp_path):
+    _, _, err = cli('interpret', clips/'s0', '--model', model, '--out', tmp_path/'out')
+    assert '2 videos without patient data: read as one study' in err
+    _, out, _ = cli('deid', clips/'s0', tmp_path/'one')
+    assert '2 videos without patient data' in out
+    (tmp_path/'alone').mkdir(); shutil.copy(clips/'s0'/'plax.avi', tmp_path/'alone')
+    assert 'without patient data' not in ''.join(cli('interpret', tmp_path/'alone', '--model', model, '--out', tmp_path/'two')[1:])
+    assert 'without patient data' not in cli('deid', tmp_path/'alone', tmp_path/'three')[1]
+
 def test_the_same_study_twice_keeps_both(cli, model, clips, tmp_path):
     assert cli('interpret', clips/'s0', clips/'s0', '--model', model, '--out', tmp_path/'out')[0] == 0
     assert len(list((tmp_path/'out').glob('*/report.html'))) == 2
