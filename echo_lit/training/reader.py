@@ -118,7 +118,7 @@ def stirred(
         z ^= z >> np.uint64(31)
     return z
 
-# %% ../../nbs/30a_training.reader.ipynb #9532b6e1
+# %% ../../nbs/30a_training.reader.ipynb #1846b291
 class LostClips(EchoError):
     "Too many clips of a run cannot be read."
 
@@ -134,10 +134,11 @@ class EchoLoader(DataLoader):
         rank: int = 0, # Of this process
         world: int = 1, # Processes that share the epoch; in training up to world - 1 items come twice, so that all have as many batches
         on_batch: Callable|None = None, # `(clips on the device [B,3,T,H,W], seeds uint64 [B]) -> clips`
+        arrange: Callable|None = None, # `(the order of an epoch of training, items in a batch of all processes) -> the same in a better order`
         **kwargs, # To fastai's DataLoader: device, pin_memory, timeout, after_batch
     ):
         self.reader, self.beside, self.on_batch, self.items, self.reach = reader, beside, on_batch, len(reader.groups), reader.reach()
-        self.position, self.weights, self.max_lost = Position(reader.read.seed), weights, max_lost
+        self.position, self.weights, self.max_lost, self.arrange = Position(reader.read.seed), weights, max_lost, arrange
         self.rank, self.world, self.failures, self.places, self.staff, self.at = rank, world, {}, [], None, None
         if weights is not None and len(weights) != self.items: raise EchoError(f'{len(weights)} weights for {self.items} items')
         super().__init__(range(self.items), bs=bs, num_workers=workers, **kwargs)
@@ -160,12 +161,14 @@ class EchoLoader(DataLoader):
     @property
     def get_idxs(self): raise AttributeError('items come in the order of the table; there is nothing to put back')
 
-# %% ../../nbs/30a_training.reader.ipynb #ee0478bf
+# %% ../../nbs/30a_training.reader.ipynb #56505a40
 @patch
 def batch_places(self: EchoLoader) -> list[list[tuple[int, int]]]: # Epoch and item, batch by batch
     "What is left of the epoch for this process."
     p, train = self.position, self.reader.read.train
-    order = p.order(self.items, weights=self.weights if train else None, shuffle=train)
+    order = replace(p, done=0).order(self.items, weights=self.weights if train else None, shuffle=train)
+    if train and self.arrange: order = self.arrange(order, self.bs*self.world)
+    order = order[p.done:]
     if train: order = np.resize(order, -(-len(order)//self.world)*self.world)
     order = order[self.rank::self.world].tolist()
     return [[(p.epoch, i) for i in order[k:k + self.bs]] for k in range(0, len(order), self.bs)]
