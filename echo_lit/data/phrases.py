@@ -13,29 +13,72 @@ from ..vocabulary import FINDINGS, Finding, table_rows
 # %% auto #0
 __all__ = ['PHRASES', 'Phrase', 'phrase_text']
 
-# %% ../../nbs/14_data.phrases.ipynb #cb7c16ef
-_PHRASES = '''
+# %% ../../nbs/14_data.phrases.ipynb #6b92d03c
+@dataclass(frozen=True)
+class Phrase:
+    "Wordings that state the same findings."
+    wants: tuple[tuple[str,tuple],...] # (code, values it can state; () for any number)
+    texts: tuple[str,...] # Templates
+
+    @property
+    def section(self) -> str: return FINDINGS[self.wants[0][0]].section
+
+    def fits(self, findings: dict[str,Finding]) -> bool:
+        "Whether every finding it states is among these."
+        return all(code in findings and (not values or findings[code].value in values) for code, values in self.wants)
+
+# %% ../../nbs/14_data.phrases.ipynb #003372a8
+def _want(word: str) -> tuple[str, tuple]:
+    "The code and the values that a word of the phrase book stands for."
+    code, _, value = word.partition('=')
+    grades = FINDINGS[code].grades
+    if value in ('yes', 'no'): return code, (value == 'yes',)
+    return code, {'': grades[1:], '*': grades}.get(value, (value,))
+
+def _phrases(table: str) -> tuple[Phrase,...]:
+    "Phrases of a part of the book."
+    return tuple(Phrase(tuple(map(_want, words.split())), tuple(texts.split(' / '))) for words, texts in table_rows(table))
+
+# %% ../../nbs/14_data.phrases.ipynb #bc4d1e03
+def _spoken(f: Finding, unit: str) -> str:
+    "A finding's value as it stands in a sentence."
+    if f.kind == 'graded':
+        return 'normal in size' if f.value == 'normal' and 'mildly dilated' in f.type.grades else {'none': 'no'}.get(f.value, f.value)
+    if unit == 'mm': return f'{float(f.number)*10:.0f} mm'
+    return f.number + (f.unit if f.unit == '%' else f' {f.unit}'.rstrip())
+
+def phrase_text(
+    template: str, # One of a phrase's texts
+    findings: dict[str,Finding], # The findings it states, by code
+) -> str: # The sentence
+    "A template with its values filled in."
+    only = next(iter(findings.values()))
+    text = re.sub(r'\{(\w*):?(\w*)\}', lambda m: _spoken(findings.get(m[1], only), m[2]), template)
+    return text[:1].upper() + text[1:]
+
+# %% ../../nbs/14_data.phrases.ipynb #8fbbc528
+PHRASES = _phrases('''
 ef | Ejection fraction {}. / The ejection fraction is {}. / LVEF {}. / Estimated ejection fraction is {}.
-lv_systolic_function | Left ventricular systolic function is {}. / {} left ventricular systolic function. / LV systolic function is
-    {}.
+lv_systolic_function | Left ventricular systolic function is {}. / {} left ventricular systolic function. / LV systolic function is {}.
 lv_systolic_function=normal | Left ventricular systolic function is normal. / Normal left ventricular systolic function. / LV systolic
     function is preserved.
-lv_systolic_function=* ef | Left ventricular systolic function is {lv_systolic_function}, ejection fraction {ef}. /
-    {lv_systolic_function} systolic function with an ejection fraction of {ef}. / Systolic function is {lv_systolic_function} with
-    LVEF {ef}.
+lv_systolic_function=* ef | Left ventricular systolic function is {lv_systolic_function}, ejection fraction {ef}. / {lv_systolic_function}
+    systolic function with an ejection fraction of {ef}. / Systolic function is {lv_systolic_function} with LVEF {ef}.
 lv_size | The left ventricle is {}. / {} left ventricle. / The left ventricular cavity is {}.
 lv_size=normal | The left ventricle is normal in size. / Normal left ventricular size. / Left ventricular cavity size is normal.
-lv_size=* lvidd | The left ventricle is {lv_size}, LVIDd {lvidd}. / The left ventricle is {lv_size} with a diastolic diameter of
-    {lvidd}.
-lv_hypertrophy | {} left ventricular hypertrophy. / There is {} concentric left ventricular hypertrophy. / Left ventricular wall
-    thickness is increased to a {} degree.
+lv_size=* lvidd | The left ventricle is {lv_size}, LVIDd {lvidd}. / The left ventricle is {lv_size} with a diastolic diameter of {lvidd}.
+lv_hypertrophy | {} left ventricular hypertrophy. / There is {} concentric left ventricular hypertrophy. / Left ventricular wall thickness
+    is increased to a {} degree.
 lv_hypertrophy=none | No left ventricular hypertrophy. / Left ventricular wall thickness is normal. / Normal wall thickness.
-lv_hypertrophy ivsd | {lv_hypertrophy} left ventricular hypertrophy, septum {ivsd}. / {lv_hypertrophy} hypertrophy with a septal
-    thickness of {ivsd}.
+lv_hypertrophy ivsd | {lv_hypertrophy} left ventricular hypertrophy, septum {ivsd}. / {lv_hypertrophy} hypertrophy with a septal thickness
+    of {ivsd}.
 lv_hypertrophy=none ivsd | No left ventricular hypertrophy, septum {ivsd}. / Wall thickness is normal with a septum of {ivsd}.
-lv_diastolic_function | {} diastolic dysfunction. / There is {} diastolic dysfunction of the left ventricle. / Diastolic dysfunction,
-    {}.
+lv_diastolic_function | {} diastolic dysfunction. / There is {} diastolic dysfunction of the left ventricle. / Diastolic dysfunction, {}.
 lv_diastolic_function=normal | Diastolic function is normal. / Normal diastolic function. / No diastolic dysfunction.
+''')
+
+# %% ../../nbs/14_data.phrases.ipynb #19990d28
+PHRASES += _phrases('''
 lv_edv | LVEDV {}. / End-diastolic volume is {}. / The end-diastolic volume of the left ventricle is {}.
 lv_esv | LVESV {}. / End-systolic volume is {}. / The end-systolic volume of the left ventricle is {}.
 lv_edv lv_esv | LVEDV {lv_edv}, LVESV {lv_esv}. / End-diastolic volume is {lv_edv} and end-systolic volume {lv_esv}.
@@ -56,12 +99,12 @@ lv_aneurysm=yes | There is a left ventricular aneurysm. / The apex is aneurysmal
 lv_aneurysm=no | No left ventricular aneurysm. / The apex is not aneurysmal.
 ventricular_septal_defect=yes | A ventricular septal defect is present. / Colour Doppler shows a ventricular septal defect.
 ventricular_septal_defect=no | No ventricular septal defect. / The ventricular septum is intact.
-'''
+''')
 
-# %% ../../nbs/14_data.phrases.ipynb #3051181d
-_PHRASES += '''
-wall_motion_abnormality=yes | There are regional wall motion abnormalities. / Regional wall motion is abnormal. / A regional wall
-    motion abnormality is seen.
+# %% ../../nbs/14_data.phrases.ipynb #b76da5ce
+PHRASES += _phrases('''
+wall_motion_abnormality=yes | There are regional wall motion abnormalities. / Regional wall motion is abnormal. / A regional wall motion
+    abnormality is seen.
 wall_motion_abnormality=no | No regional wall motion abnormality. / Regional wall motion is normal. / All segments contract normally.
 hypokinesis_septal=yes | The septum is hypokinetic. / Septal hypokinesis. / There is hypokinesis of the septum.
 hypokinesis_septal=no | No septal hypokinesis. / The septum is not hypokinetic.
@@ -73,16 +116,20 @@ hypokinesis_inferior=yes | The inferior wall is hypokinetic. / Inferior hypokine
 hypokinesis_inferior=no | No inferior hypokinesis. / The inferior wall is not hypokinetic.
 hypokinesis_apical=yes | The apex is hypokinetic. / Apical hypokinesis. / There is hypokinesis of the apex.
 hypokinesis_apical=no | No apical hypokinesis. / The apex is not hypokinetic.
-hypokinesis_septal=yes hypokinesis_anterior=yes | The septum and the anterior wall are hypokinetic. / Hypokinesis of the septal and
-    anterior segments.
-hypokinesis_septal=yes hypokinesis_inferior=yes | The septum and the inferior wall are hypokinetic. / Hypokinesis of the septal and
-    inferior segments.
-hypokinesis_lateral=yes hypokinesis_inferior=yes | The lateral and inferior walls are hypokinetic. / Hypokinesis of the lateral and
-    inferior segments.
-hypokinesis_anterior=yes hypokinesis_apical=yes | The anterior wall and the apex are hypokinetic. / Hypokinesis of the anterior and
-    apical segments.
-hypokinesis_septal=no hypokinesis_lateral=no hypokinesis_anterior=no hypokinesis_inferior=no hypokinesis_apical=no | No septal,
-    lateral, anterior, inferior or apical hypokinesis.
+''')
+
+# %% ../../nbs/14_data.phrases.ipynb #7f8dbc29
+PHRASES += _phrases('''
+hypokinesis_septal=yes hypokinesis_anterior=yes | The septum and the anterior wall are hypokinetic. / Hypokinesis of the septal and anterior
+    segments.
+hypokinesis_septal=yes hypokinesis_inferior=yes | The septum and the inferior wall are hypokinetic. / Hypokinesis of the septal and inferior
+    segments.
+hypokinesis_lateral=yes hypokinesis_inferior=yes | The lateral and inferior walls are hypokinetic. / Hypokinesis of the lateral and inferior
+    segments.
+hypokinesis_anterior=yes hypokinesis_apical=yes | The anterior wall and the apex are hypokinetic. / Hypokinesis of the anterior and apical
+    segments.
+hypokinesis_septal=no hypokinesis_lateral=no hypokinesis_anterior=no hypokinesis_inferior=no hypokinesis_apical=no | No septal, lateral,
+    anterior, inferior or apical hypokinesis.
 global_hypokinesis=yes | Global hypokinesis. / The left ventricle is globally hypokinetic.
 global_hypokinesis=no | No global hypokinesis. / The left ventricle is not globally hypokinetic.
 akinesis=yes | Akinesis is present. / There are akinetic segments.
@@ -92,20 +139,19 @@ dyskinesis=no | No dyskinesis. / There are no dyskinetic segments.
 abnormal_septal_motion=yes | Septal motion is abnormal. / Abnormal septal motion.
 abnormal_septal_motion=no | Septal motion is normal. / Normal septal motion.
 wall_motion_score_index | Wall motion score index {}. / The wall motion score index is {}.
-'''
+''')
 
-# %% ../../nbs/14_data.phrases.ipynb #023c0da4
-_PHRASES += '''
+# %% ../../nbs/14_data.phrases.ipynb #6810831c
+PHRASES += _phrases('''
 rv_size | The right ventricle is {}. / {} right ventricle. / RV is {}.
 rv_size=normal | The right ventricle is normal in size. / Normal right ventricular size. / RV size is normal.
-rv_systolic_function | Right ventricular systolic function is {}. / {} right ventricular systolic function. / RV systolic function is
-    {}.
+rv_systolic_function | Right ventricular systolic function is {}. / {} right ventricular systolic function. / RV systolic function is {}.
 rv_systolic_function=normal | Right ventricular systolic function is normal. / Normal RV systolic function. / RV systolic function is
     preserved.
-rv_size=normal rv_systolic_function=normal | Normal right ventricular size and systolic function. / The right ventricle is normal in
-    size and function.
-rv_size=* rv_basal_diameter | The right ventricle is {rv_size}, basal diameter {rv_basal_diameter}. / The right ventricle is {rv_size}
-    with a basal diameter of {rv_basal_diameter}.
+rv_size=normal rv_systolic_function=normal | Normal right ventricular size and systolic function. / The right ventricle is normal in size
+    and function.
+rv_size=* rv_basal_diameter | The right ventricle is {rv_size}, basal diameter {rv_basal_diameter}. / The right ventricle is {rv_size} with
+    a basal diameter of {rv_basal_diameter}.
 rv_systolic_function=* tapse | Right ventricular systolic function is {rv_systolic_function}, TAPSE {tapse}. / RV systolic function is
     {rv_systolic_function} with a TAPSE of {tapse}.
 rv_basal_diameter | RV basal diameter {}. / The right ventricle measures {:mm} at the base.
@@ -117,9 +163,12 @@ rv_hypertrophy=yes | There is right ventricular hypertrophy. / The right ventric
 rv_hypertrophy=no | No right ventricular hypertrophy. / The right ventricular free wall is not hypertrophied.
 septal_flattening=yes | The septum is flattened. / Septal flattening is present. / The left ventricle is D-shaped.
 septal_flattening=no | No septal flattening. / The septum is not flattened.
-pacemaker_lead=yes | A pacemaker lead is seen in the right ventricle. / Pacemaker lead present. / There is a device lead in the right
-    heart.
+pacemaker_lead=yes | A pacemaker lead is seen in the right ventricle. / Pacemaker lead present. / There is a device lead in the right heart.
 pacemaker_lead=no | No pacemaker lead. / No device lead is seen in the right heart.
+''')
+
+# %% ../../nbs/14_data.phrases.ipynb #e70657b9
+PHRASES += _phrases('''
 la_size | The left atrium is {}. / {} left atrium. / LA is {}.
 la_size=normal | The left atrium is normal in size. / Normal left atrial size. / LA size is normal.
 la_size=* la_volume | The left atrium is {la_size}, volume {la_volume}. / The left atrium is {la_size} with a volume of {la_volume}.
@@ -139,6 +188,10 @@ ra_mass=yes | A mass is seen in the right atrium. / Right atrial mass present.
 ra_mass=no | No right atrial mass. / No mass is seen in the right atrium.
 chiari_network=yes | A Chiari network is seen. / Chiari network present.
 chiari_network=no | No Chiari network. / A Chiari network is not seen.
+''')
+
+# %% ../../nbs/14_data.phrases.ipynb #6e6a2c59
+PHRASES += _phrases('''
 atrial_septal_defect=yes | There is an atrial septal defect. / Colour flow crosses an atrial septal defect.
 atrial_septal_defect=no | No atrial septal defect. / The atrial septum is intact.
 pfo=yes | There is a patent foramen ovale. / Flow crosses a patent foramen ovale.
@@ -150,21 +203,20 @@ lipomatous_septum=no | No lipomatous hypertrophy of the atrial septum. / The atr
 septal_occluder=yes | A septal occluder is in place. / There is a closure device across the atrial septum.
 septal_occluder=no | No septal occluder. / A closure device is not seen.
 qp_qs | Qp/Qs {}. / The shunt ratio is {}.
-'''
+''')
 
-# %% ../../nbs/14_data.phrases.ipynb #45f08b37
-_PHRASES += '''
+# %% ../../nbs/14_data.phrases.ipynb #f811ff28
+PHRASES += _phrases('''
 mitral_regurgitation | {} mitral regurgitation. / There is {} mitral regurgitation. / Mitral regurgitation is {}.
 mitral_regurgitation=none | No mitral regurgitation. / There is no mitral regurgitation. / Mitral regurgitation is absent.
 mitral_stenosis | {} mitral stenosis. / There is {} mitral stenosis. / Mitral stenosis is {}.
 mitral_stenosis=none | No mitral stenosis. / The mitral valve is not stenotic.
-mitral_stenosis=none mitral_regurgitation=none | No mitral stenosis or regurgitation. / Neither mitral stenosis nor regurgitation is
-    seen.
-mitral_annular_calcification=yes | Mitral annular calcification. / The mitral annulus is calcified. / There is calcification of the
-    mitral annulus.
+mitral_stenosis=none mitral_regurgitation=none | No mitral stenosis or regurgitation. / Neither mitral stenosis nor regurgitation is seen.
+mitral_annular_calcification=yes | Mitral annular calcification. / The mitral annulus is calcified. / There is calcification of the mitral
+    annulus.
 mitral_annular_calcification=no | No mitral annular calcification. / The mitral annulus is not calcified.
-mitral_regurgitation=* mitral_annular_calcification=yes | Mitral annular calcification with {mitral_regurgitation} mitral
-    regurgitation. / The mitral annulus is calcified, with {mitral_regurgitation} regurgitation.
+mitral_regurgitation=* mitral_annular_calcification=yes | Mitral annular calcification with {mitral_regurgitation} mitral regurgitation. /
+    The mitral annulus is calcified, with {mitral_regurgitation} regurgitation.
 mitral_thickening=yes | The mitral leaflets are thickened. / Mitral leaflet thickening.
 mitral_thickening=no | The mitral leaflets are not thickened. / No mitral leaflet thickening.
 mitral_prolapse=yes | There is mitral valve prolapse. / A mitral leaflet prolapses in systole.
@@ -177,6 +229,10 @@ mitral_prosthesis=yes | There is a mitral prosthesis. / A prosthetic mitral valv
 mitral_prosthesis=no | No mitral prosthesis. / The mitral valve is native.
 mitral_clip=yes | A mitral clip is in place. / There is an edge-to-edge clip on the mitral valve.
 mitral_clip=no | No mitral clip. / No edge-to-edge clip is seen on the mitral valve.
+''')
+
+# %% ../../nbs/14_data.phrases.ipynb #3a924825
+PHRASES += _phrases('''
 systolic_anterior_motion=yes | Systolic anterior motion of the mitral valve is present. / There is SAM of the mitral leaflet.
 systolic_anterior_motion=no | No systolic anterior motion of the mitral valve. / SAM is absent.
 mv_mean_gradient | Mean mitral gradient {}. / The mean gradient across the mitral valve is {}.
@@ -191,22 +247,21 @@ e_e_prime | E/e' ratio {}. / E/e' is {}.
 e_a_ratio e_e_prime | E/A ratio {e_a_ratio}, E/e' {e_e_prime}. / E/A is {e_a_ratio} and E/e' is {e_e_prime}.
 mr_eroa | EROA {}. / The effective regurgitant orifice area of the mitral valve is {}.
 mr_volume | Mitral regurgitant volume {}. / The regurgitant volume is {}.
-'''
+''')
 
-# %% ../../nbs/14_data.phrases.ipynb #363fa713
-_PHRASES += '''
+# %% ../../nbs/14_data.phrases.ipynb #fdeec62c
+PHRASES += _phrases('''
 aortic_regurgitation | {} aortic regurgitation. / There is {} aortic regurgitation. / Aortic regurgitation is {}.
 aortic_regurgitation=none | No aortic regurgitation. / There is no aortic regurgitation. / Aortic regurgitation is absent.
 aortic_stenosis | {} aortic stenosis. / There is {} aortic stenosis. / Aortic stenosis is {}.
 aortic_stenosis=none | No aortic stenosis. / The aortic valve is not stenotic.
-aortic_stenosis=none aortic_regurgitation=none | No aortic stenosis or regurgitation. / Neither aortic stenosis nor regurgitation is
-    seen.
-aortic_stenosis av_peak_velocity | {aortic_stenosis} aortic stenosis, peak velocity {av_peak_velocity}. / {aortic_stenosis} aortic
-    stenosis with a peak velocity of {av_peak_velocity}.
+aortic_stenosis=none aortic_regurgitation=none | No aortic stenosis or regurgitation. / Neither aortic stenosis nor regurgitation is seen.
+aortic_stenosis av_peak_velocity | {aortic_stenosis} aortic stenosis, peak velocity {av_peak_velocity}. / {aortic_stenosis} aortic stenosis
+    with a peak velocity of {av_peak_velocity}.
 aortic_valve_calcification=yes | The aortic valve is calcified. / Aortic valve calcification. / Calcification of the aortic cusps.
 aortic_valve_calcification=no | The aortic valve is not calcified. / No aortic valve calcification.
-aortic_regurgitation=* aortic_valve_calcification=yes | The aortic valve is calcified, with {aortic_regurgitation} regurgitation. /
-    Aortic valve calcification with {aortic_regurgitation} aortic regurgitation.
+aortic_regurgitation=* aortic_valve_calcification=yes | The aortic valve is calcified, with {aortic_regurgitation} regurgitation. / Aortic
+    valve calcification with {aortic_regurgitation} aortic regurgitation.
 bicuspid_aortic_valve=yes | The aortic valve is bicuspid. / Bicuspid aortic valve.
 bicuspid_aortic_valve=no | The aortic valve is tricuspid. / The aortic valve has three cusps. / Trileaflet aortic valve.
 aortic_vegetation=yes | A vegetation is seen on the aortic valve. / Aortic valve vegetation present.
@@ -216,9 +271,12 @@ aortic_prosthesis=no | No aortic valve prosthesis. / The aortic valve is native.
 av_peak_velocity | Peak aortic velocity {}. / The peak velocity across the aortic valve is {}.
 av_mean_gradient | Mean aortic gradient {}. / The mean gradient across the aortic valve is {}.
 av_area | Aortic valve area {}. / The aortic orifice area is {}.
-av_peak_velocity av_mean_gradient av_area | Peak aortic velocity {av_peak_velocity}, mean gradient {av_mean_gradient}, valve area
-    {av_area}.
+av_peak_velocity av_mean_gradient av_area | Peak aortic velocity {av_peak_velocity}, mean gradient {av_mean_gradient}, valve area {av_area}.
 ar_pressure_half_time | Aortic regurgitation pressure half-time {}. / The pressure half-time is {}.
+''')
+
+# %% ../../nbs/14_data.phrases.ipynb #1df1e79d
+PHRASES += _phrases('''
 tricuspid_regurgitation | {} tricuspid regurgitation. / There is {} tricuspid regurgitation. / Tricuspid regurgitation is {}.
 tricuspid_regurgitation=none | No tricuspid regurgitation. / There is no tricuspid regurgitation. / Tricuspid regurgitation is absent.
 tricuspid_stenosis | {} tricuspid stenosis. / There is {} tricuspid stenosis.
@@ -241,10 +299,10 @@ pulmonic_prosthesis=yes | There is a pulmonic prosthesis. / A prosthetic pulmoni
 pulmonic_prosthesis=no | No pulmonic prosthesis. / The pulmonic valve is native.
 pulmonic_peak_velocity | Peak pulmonic velocity {}. / The peak velocity across the pulmonic valve is {}.
 rvot_acceleration_time | Pulmonic acceleration time {}. / The acceleration time in the right ventricular outflow tract is {}.
-'''
+''')
 
-# %% ../../nbs/14_data.phrases.ipynb #fcda233f
-_PHRASES += '''
+# %% ../../nbs/14_data.phrases.ipynb #e3bbbc02
+PHRASES += _phrases('''
 pericardial_effusion | {} pericardial effusion. / There is a {} pericardial effusion. / A {} pericardial effusion is seen.
 pericardial_effusion=none | No pericardial effusion. / There is no pericardial effusion. / Pericardial effusion is absent.
 pericardial_effusion pericardial_effusion_depth | {pericardial_effusion} pericardial effusion, {pericardial_effusion_depth} deep. /
@@ -260,6 +318,10 @@ pericardial_thickening=yes | The pericardium is thickened. / Pericardial thicken
 pericardial_thickening=no | The pericardium is not thickened. / No pericardial thickening.
 pleural_effusion=yes | There is a pleural effusion. / A pleural effusion is seen.
 pleural_effusion=no | No pleural effusion. / A pleural effusion is not seen.
+''')
+
+# %% ../../nbs/14_data.phrases.ipynb #7b3ed7a5
+PHRASES += _phrases('''
 aortic_root_diameter | Aortic root {}. / The aortic root measures {:mm}. / Aortic root diameter is {}.
 aortic_root_size | The aortic root is {}. / {} aortic root.
 aortic_root_size=normal | The aortic root is normal in size. / Normal aortic root size.
@@ -275,21 +337,24 @@ aortic_coarctation=yes | There is coarctation of the aorta. / Aortic coarctation
 aortic_coarctation=no | No coarctation of the aorta. / Coarctation is not seen.
 aortic_atheroma=yes | Aortic atheroma is present. / There is atheroma in the aorta.
 aortic_atheroma=no | No aortic atheroma. / Atheroma is not seen in the aorta.
+''')
+
+# %% ../../nbs/14_data.phrases.ipynb #8ff7a0a7
+PHRASES += _phrases('''
 ivc_diameter | IVC {}. / The inferior vena cava measures {:mm}. / IVC diameter is {}.
 ivc_dilated=yes | The inferior vena cava is dilated. / Dilated IVC.
 ivc_dilated=no | The inferior vena cava is not dilated. / The IVC is normal in size.
 ivc_dilated=yes ivc_diameter | The inferior vena cava is dilated, {ivc_diameter}. / Dilated IVC measuring {ivc_diameter}.
-ivc_dilated=no ivc_diameter | The inferior vena cava is normal in size, {ivc_diameter}. / The IVC is not dilated, measuring
-    {ivc_diameter}.
+ivc_dilated=no ivc_diameter | The inferior vena cava is normal in size, {ivc_diameter}. / The IVC is not dilated, measuring {ivc_diameter}.
 ivc_collapse | The inferior vena cava collapses by {}. / Inspiratory collapse is {}.
 ivc_collapse_reduced=yes | Inspiratory collapse is reduced. / The IVC collapses by less than half.
 ivc_collapse_reduced=no | Inspiratory collapse is normal. / The IVC collapses by more than half.
 hepatic_vein_reversal=yes | There is systolic flow reversal in the hepatic veins. / Hepatic vein flow reverses in systole.
 hepatic_vein_reversal=no | No systolic flow reversal in the hepatic veins. / Hepatic vein flow does not reverse.
-'''
+''')
 
-# %% ../../nbs/14_data.phrases.ipynb #4cc1fe3c
-_PHRASES += '''
+# %% ../../nbs/14_data.phrases.ipynb #82c2bdad
+PHRASES += _phrases('''
 rvsp | RVSP {}. / Right ventricular systolic pressure is {}. / Pulmonary artery systolic pressure is estimated at {}.
 pulmonary_hypertension | {} pulmonary hypertension. / There is {} pulmonary hypertension.
 pulmonary_hypertension=none | No pulmonary hypertension. / There is no pulmonary hypertension.
@@ -311,45 +376,4 @@ pulmonary_vein_stenosis=yes | There is pulmonary vein stenosis. / A pulmonary ve
 pulmonary_vein_stenosis=no | No pulmonary vein stenosis. / The pulmonary veins are not stenotic.
 anomalous_pulmonary_vein=yes | Anomalous pulmonary venous return is present. / A pulmonary vein drains anomalously.
 anomalous_pulmonary_vein=no | No anomalous pulmonary venous return. / The pulmonary veins drain normally.
-'''
-
-# %% ../../nbs/14_data.phrases.ipynb #6b92d03c
-@dataclass(frozen=True)
-class Phrase:
-    "Wordings that state the same findings."
-    wants: tuple[tuple[str,tuple],...] # (code, values it can state; () for any number)
-    texts: tuple[str,...] # Templates
-
-    @property
-    def section(self) -> str: return FINDINGS[self.wants[0][0]].section
-
-    def fits(self, findings: dict[str,Finding]) -> bool:
-        "Whether every finding it states is among these."
-        return all(code in findings and (not values or findings[code].value in values) for code, values in self.wants)
-
-# %% ../../nbs/14_data.phrases.ipynb #1163aa6e
-def _want(word: str) -> tuple[str, tuple]:
-    "The code and the values that a word of the phrase book stands for."
-    code, _, value = word.partition('=')
-    grades = FINDINGS[code].grades
-    if value in ('yes', 'no'): return code, (value == 'yes',)
-    return code, {'': grades[1:], '*': grades}.get(value, (value,))
-
-PHRASES = tuple(Phrase(tuple(map(_want, words.split())), tuple(texts.split(' / '))) for words, texts in table_rows(_PHRASES))
-
-# %% ../../nbs/14_data.phrases.ipynb #bc4d1e03
-def _spoken(f: Finding, unit: str) -> str:
-    "A finding's value as it stands in a sentence."
-    if f.kind == 'graded':
-        return 'normal in size' if f.value == 'normal' and 'mildly dilated' in f.type.grades else {'none': 'no'}.get(f.value, f.value)
-    if unit == 'mm': return f'{float(f.number)*10:.0f} mm'
-    return f.number + (f.unit if f.unit == '%' else f' {f.unit}'.rstrip())
-
-def phrase_text(
-    template: str, # One of a phrase's texts
-    findings: dict[str,Finding], # The findings it states, by code
-) -> str: # The sentence
-    "A template with its values filled in."
-    only = next(iter(findings.values()))
-    text = re.sub(r'\{(\w*):?(\w*)\}', lambda m: _spoken(findings.get(m[1], only), m[2]), template)
-    return text[:1].upper() + text[1:]
+''')
