@@ -24,7 +24,7 @@ from ..data.phantom import SEEDS, phantom_reports
 from ..models.hub import Bundle, phantom_tiny, save_bundle
 from ..models.text import TextTower, train_tokenizer
 from .attention import attention_learner, embed_clips, study_loader
-from .contrastive import contrastive_learner, contrastive_target
+from .sections import contrastive_target, section_learner
 from .learner import finding_share, run_stage, stage_key
 from .loaders import Augment, Corpus, FindingCodec, clip_loaders, clip_targets, open_corpora, patient_split
 from .text import report_loader, report_parts, text_learner
@@ -152,7 +152,7 @@ def video_stage(
     target = contrastive_target(torch.from_numpy(corpus.study_rows), y)
     def loaders(bs: int, frames: int|None) -> DataLoaders:
         return clip_loaders(corpus, target, recipe['valid'], bs, Augment(), frames, frames, recipe['seed'])
-    learn = contrastive_learner(loaders(c['still_batch'], c['stills']), bundle.video, bundle.text.encode(words).clone(), codec.encode(corpus.findings),
+    learn = section_learner(loaders(c['still_batch'], c['stills']), bundle.video, bundle.text.encode(words).clone(), codec.encode(corpus.findings),
                                 words, codec, finding_share(y), lr=c['lr'], wd=c['decay'])
     fit(learn, c['still_epochs'], quiet)
     learn.dls, learn.lr = loaders(c['batch'], None), c['lr']/2

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from echo_lit.training.contrastive import Scale, clip_loss, same_report, section_loss, section_targets, siglip_loss
+from echo_lit.training.losses import Scale, balancing_weights, clip_loss, same_report, siglip_loss
 from echo_lit.training.loaders import FindingCodec
+from echo_lit.training.sections import section_loss, section_targets
 
 GOLDEN = json.loads((Path(__file__).parents[1]/'parity'/'golden'/'contrastive_losses.json').read_text())
 
@@ -30,6 +31,10 @@ def test_published_value(name):
         'siglip_multipos_bias0': lambda: siglip_loss(v, many, bias=0, positives=mask, per_pair=True),
         'siglip_multipos_bias0_weights': lambda: siglip_loss(v, many, bias=0, positives=mask, weights=weights, per_pair=True),
         'siglip2_multipos_bce_bias-10_weights': lambda: siglip_loss(v, many, positives=mask, weights=weights, per_pair=True),
+        'gated_softmax_deepcoro_siglip_tau0.1': lambda: clip_loss(v, t, gated=True),
+        'siglip2_bce_mean_tau0.1_bias-10_diag_ls0.1': lambda: siglip_loss(v, t, smoothing=.1, per_pair=True),
+        'siglip_multipos_bias0_weights_pos2_neg0.5': lambda: siglip_loss(v, many, bias=0, positives=mask, weights=2*weights, negative=.5, per_pair=True),
+        'siglip_multipos_bias0_autobalance': lambda: siglip_loss(v, many, bias=0, positives=mask, weights=balancing_weights(mask), per_pair=True),
         'multi_positive_infonce_mask': lambda: clip_loss(v, many, positives=mask),
         'multi_positive_infonce_weights': lambda: clip_loss(v, many, positives=weights),
         'multi_positive_infonce_no_positive': lambda: clip_loss(v, many, positives=torch.zeros_like(mask))}[name]()
@@ -62,6 +67,16 @@ def test_rows_without_a_report_get_no_gradient_from_their_own_row():
 
 def test_same_report_of_texts_and_numbers():
     assert same_report(['a', 'b'], ['b', 'a', 'b']).tolist() == [[False, True, False], [True, False, True]]
+
+
+@pytest.mark.parametrize('rows', [1, 3, 4, 9])
+def test_siglip_a_few_clips_at_a_time(rows):
+    v, _, many, mask, weights = golden_inputs()
+    def run(**kwargs):
+        x = [v.clone().requires_grad_(), many.clone().requires_grad_(), torch.tensor(10., requires_grad=True), torch.tensor(-10., requires_grad=True)]
+        (loss := siglip_loss(*x, positives=mask, weights=weights, **kwargs)).backward()
+        return loss.detach(), *(o.grad for o in x)
+    for a, b in zip(run(), run(rows=rows)): torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_scale_stays_bounded_and_learns():
