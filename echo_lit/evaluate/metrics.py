@@ -142,26 +142,33 @@ def bland_altman(
     bias, sd = float(d.mean()), float(d.std(ddof=1))
     return BlandAltman(bias, sd, bias - 1.96*sd, bias + 1.96*sd)
 
-# %% ../../nbs/02a_evaluate.metrics.ipynb #b6501532
+# %% ../../nbs/02a_evaluate.metrics.ipynb #4559a52f
 @dataclass(frozen=True)
 class Calibration:
-    "How far confidence is from being right, in equal bins of confidence."
+    "How far confidence is from being right, in bins of equally many rows."
     ece: float # expected calibration error in [0,1]
-    edges: np.ndarray = field(repr=False) # `[bins+1]` of confidence
-    confidence: np.ndarray = field(repr=False) # `[bins]` mean confidence, NaN in empty bins
-    accuracy: np.ndarray = field(repr=False) # `[bins]` share right, NaN in empty bins
-    n: np.ndarray = field(repr=False) # `[bins]` rows
+    band: tuple[float, float] # 95% range of the error of a model that is right exactly as often as it says
+    edges: np.ndarray = field(repr=False) # `[B+1]` of confidence; rows of one confidence share a bin, so B may be below `bins`
+    confidence: np.ndarray = field(repr=False) # `[B]` mean confidence, NaN in empty bins
+    accuracy: np.ndarray = field(repr=False) # `[B]` share right, NaN in empty bins
+    n: np.ndarray = field(repr=False) # `[B]` rows
 
+# %% ../../nbs/02a_evaluate.metrics.ipynb #8d3c38ba
 def calibration(
     confidence, # `[N]` in [0,1], of the answer given
     correct, # `[N]` bool: that answer was right
-    bins: int = 10, # of equal width over [0,1]
+    bins: int = 10, # of equally many rows
+    draws: int = 200, # of the perfect model
+    seed: int = 0, # of the draws
 ) -> Calibration: # error and the bins behind it
     "Expected calibration error with its reliability bins."
     confidence, correct = (np.asarray(x, float) for x in _pair(confidence, correct))
     if confidence.min() < 0 or confidence.max() > 1: raise ValueError('confidence must be in [0,1]')
-    edges = np.linspace(0, 1, bins + 1)
-    where = np.clip(np.searchsorted(edges, confidence, side='right') - 1, 0, bins - 1)
-    n, *sums = (np.bincount(where, weights=w, minlength=bins) for w in (None, confidence, correct))
-    conf, acc = (np.divide(s, n, out=np.full(bins, np.nan), where=n > 0) for s in sums)
-    return Calibration(float(np.nansum(n*np.abs(acc - conf))/n.sum()), edges, conf, acc, n)
+    edges = np.unique(np.quantile(confidence, np.linspace(0, 1, bins + 1)))
+    where = np.clip(np.searchsorted(edges, confidence, side='right') - 1, 0, max(len(edges) - 2, 0))
+    n, sure = (np.bincount(where, weights=w) for w in (None, confidence))
+    def error(right): return float(np.abs(np.bincount(where, weights=right) - sure).sum()/len(right))
+    rng = np.random.default_rng(seed)
+    perfect = [error(rng.random(len(confidence)) < confidence) for _ in range(draws)]
+    means = (np.divide(x, n, out=np.full(len(n), np.nan), where=n > 0) for x in (sure, np.bincount(where, weights=correct)))
+    return Calibration(error(correct), tuple(np.quantile(perfect, [.025, .975]).tolist()), edges, *means, n)
