@@ -16,8 +16,8 @@ import numpy as np
 if TYPE_CHECKING: import pandas as pd
 
 # %% auto #0
-__all__ = ['KINDS', 'REGION_KINDS', 'STAGES', 'EchoError', 'plain_text', 'Failure', 'SetAside', 'Region', 'Clip', 'frame_indices',
-           'read_frames', 'content_id', 'Study', 'study_table']
+__all__ = ['KINDS', 'REGION_KINDS', 'STAGES', 'EchoError', 'plain_text', 'safe_cell', 'cell_text', 'Failure', 'SetAside',
+           'Region', 'Clip', 'frame_indices', 'read_frames', 'content_id', 'Study', 'study_table']
 
 # %% ../nbs/00_core.ipynb #9bfbdf64
 KINDS = ('bmode', 'colour', 'spectral', 'mmode', 'still', 'capture')
@@ -39,6 +39,21 @@ def plain_text(
     "Text safe to print: one line, no control characters, not too long."
     s = re.sub(r'\s+', ' ', ''.join(c if c.isprintable() or c.isspace() else '?' for c in str(text))).strip()
     return s if len(s) <= limit else s[:limit - 1] + '…'
+
+# %% ../nbs/00_core.ipynb #5ede31f6
+_FORMULA = re.compile("'*\\s*[=+@|＝＋－＠-]|'*[\t\r\n]")
+
+def safe_cell(
+    x: object, # A cell; only text is looked at
+) -> object: # The same, or text with a quote in front
+    "A cell of a CSV file that no spreadsheet takes for a formula."
+    return "'" + x if isinstance(x, str) and _FORMULA.match(x) else x
+
+def cell_text(
+    x: object, # As `safe_cell` gave it, or a cell that was never asked
+) -> object: # As it was before
+    "The text that `safe_cell` was given."
+    return x[1:] if isinstance(x, str) and x[:1] == "'" and _FORMULA.match(x) else x
 
 # %% ../nbs/00_core.ipynb #aa5259b2
 STAGES = ('open', 'decode', 'preprocess', 'encode')

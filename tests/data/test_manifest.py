@@ -1,8 +1,11 @@
 "The table of a set: nothing lost, nobody on two sides, no site that gives the answer away unnoticed."
+import csv
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from echo_lit.core import cell_text, safe_cell
 from echo_lit.data.cine import write_dicom, write_video
 from echo_lit.data.manifest import (
     ManifestError,
@@ -116,6 +119,21 @@ def test_a_csv_is_the_same_table(archive, tmp_path):
     pd.testing.assert_frame_equal(read_manifest(write_manifest(t, tmp_path/'m.csv')), t)
     assert (tmp_path/'m.csv').read_text().startswith('dataset,')
     with pytest.raises(ManifestError, match='nothere: a manifest is'): read_manifest('nothere')
+
+def test_no_name_of_a_file_is_a_formula_and_every_name_comes_back(tmp_path):
+    root = tmp_path/'archive'
+    root.mkdir()
+    for name in ('=1+1.avi', "'=1.avi", '-x.avi', '+x.avi', '@x.avi', '|x.avi', ' =x.avi', '\tx.avi', '=a\n=b.avi', 'ok.avi'):
+        write_video(root/name.strip(' \t\n').replace('=a', 'a').replace('\n', ''), frames(len(name)), 20).rename(root/name)
+    (root/'=cut.dcm').write_bytes(b'\0'*128 + b'DICM')
+    t = scan(root, '=lab').assign(**{'=label': '-', '-1': -1.5})
+    pd.testing.assert_frame_equal(read_manifest(write_manifest(t, tmp_path/'m.csv')), t)
+    with open(tmp_path/'m.csv', newline='', encoding='utf-8') as f: cells = [c for row in csv.reader(f) for c in row]
+    assert len(cells) == 12*len(t.columns) and not [c for c in cells if c.lstrip(' ')[:1] in tuple('=+-@|\t') and c != '-1.5']
+    r = np.random.default_rng(0)
+    for _ in range(300):
+        x = ''.join(r.choice(list("'=+-@| \t\na1"), r.integers(0, 7)))
+        assert cell_text(safe_cell(x)) == x and safe_cell(x).lstrip()[:1] not in tuple('=+-@|')
 
 def test_what_was_not_compared_has_not_passed():
     rows = [dict(clip_id='a', path='x', split='train'), dict(clip_id='b', path='x', patient_id='p', split='test'), dict(clip_id='c', path='x')]
