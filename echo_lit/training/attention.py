@@ -19,7 +19,7 @@ from ..models.video import VideoTower
 from ..models.views import ViewClassifier
 from .batches import padded
 from .learner import echo_learner
-from .loaders import Augment, Corpus, FindingCodec
+from .loaders import Augment, Corpus, FindingCodec, drawn_loader
 from .losses import Scale, clip_loss, same_report
 from .sections import section_loss, section_targets
 from ..vocabulary import COARSE_VIEWS, SECTION_VIEWS, SECTIONS
@@ -73,7 +73,7 @@ def study_loader(
         rows = [int(studies[i]) for i in ids]
         (e, mask), (p, _) = map(padded, zip(*(chosen(r) for r in rows)))
         return e, p, mask, torch.cat([torch.tensor(rows)[:, None].float(), y[rows]], 1)
-    return DataLoader(range(len(studies)), bs=bs, shuffle=train, drop_last=train and len(studies) > bs, create_batch=batch, retain=lambda r, b: r)
+    return drawn_loader(len(studies), batch, bs, train, rng)
 
 # %% ../../nbs/34_training.attention.ipynb #c2897c8b
 def assessable(

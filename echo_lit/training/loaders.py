@@ -7,6 +7,7 @@ Docs: https://echo-lit.github.io/echo_lit/training.loaders.html.md"""
 # %% ../../nbs/30_training.loaders.ipynb #b2232d12
 from __future__ import annotations
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -25,8 +26,8 @@ from ..vocabulary import COARSE_VIEWS, FINDINGS, Finding, grade
 
 # %% auto #0
 __all__ = ['CorpusError', 'Corpus', 'open_corpus', 'Chain', 'open_corpora', 'disc_frames', 'disc_corpus', 'patient_fold',
-           'patient_split', 'FindingCodec', 'visible_findings', 'Augment', 'clip_loader', 'clip_targets',
-           'clip_loaders']
+           'patient_split', 'FindingCodec', 'visible_findings', 'Augment', 'drawn_loader', 'clip_loader',
+           'clip_targets', 'clip_loaders']
 
 # %% ../../nbs/30_training.loaders.ipynb #d523f092
 class CorpusError(EchoError):
@@ -291,6 +292,19 @@ def __call__(self: Augment,
     if rng.random() < self.shadow: planes = (planes*self.wedge(h, w, rng)).astype(np.uint8)
     return planes.reshape(c, t, h, w)
 
+# %% ../../nbs/30_training.loaders.ipynb #b911f5f8
+def drawn_loader(
+    n: int, # Items
+    batch: Callable[[list[int]], tuple], # Numbers of items to tensors
+    bs: int, # Items in a batch
+    train: bool, # Shuffle, and drop the last short batch
+    draws: np.random.Generator, # What `batch` draws from; a checkpoint keeps where it stands
+) -> DataLoader: # Whose `draws` is that generator
+    "Batches made by a function that draws."
+    dl = DataLoader(range(n), bs=bs, shuffle=train, drop_last=train and n > bs, create_batch=batch, retain=lambda r, b: r)
+    dl.draws = draws
+    return dl
+
 # %% ../../nbs/30_training.loaders.ipynb #82a50ba5
 def clip_loader(
     corpus: Corpus, # Where the pixels are
@@ -310,7 +324,7 @@ def clip_loader(
         if frames: clips = [c[:, kept(c.shape[1])] for c in clips]
         if augment: clips = [augment(c, rng) for c in clips]
         return torch.from_numpy(np.stack(clips)), y[ids]
-    return DataLoader(range(len(rows)), bs=bs, shuffle=train, drop_last=train and len(rows) > bs, create_batch=batch, retain=lambda r, b: r)
+    return drawn_loader(len(rows), batch, bs, train, rng)
 
 # %% ../../nbs/30_training.loaders.ipynb #362da319
 def clip_targets(

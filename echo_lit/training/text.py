@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..models.attention import study_embedding
 from ..models.text import TextTower
 from .learner import FindingHead, echo_learner, finding_loss
-from .loaders import FindingCodec
+from .loaders import FindingCodec, drawn_loader
 from .losses import Scale, clip_loss
 from .sections import section_codes, section_loss, section_targets
 from ..vocabulary import SECTIONS
@@ -65,7 +65,7 @@ def report_loader(
     def batch(rows: list[int]) -> tuple[Tensor, ...]:
         *x, asked = part_batch([parts[i] for i in rows], y[rows], inside, rng, most)
         return (*x, asked, asked)
-    return DataLoader(range(len(parts)), bs=bs, shuffle=train, drop_last=train and len(parts) > bs, create_batch=batch, retain=lambda r, b: r)
+    return drawn_loader(len(parts), batch, bs, train, rng)
 
 # %% ../../nbs/33e_training.text.ipynb #43cee1ae
 class FindingQueries(nn.Module):
