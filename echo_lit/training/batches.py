@@ -102,18 +102,19 @@ def padded(
     for o, s in zip(out, studies): o[:len(s)] = torch.as_tensor(s)
     return out, mask
 
-# %% ../../nbs/30c_training.batches.ipynb #de021b68
+# %% ../../nbs/30c_training.batches.ipynb #cba546b4
 def reported(
     rows: pd.DataFrame, # Usable rows of a manifest, numbered from 0
     column: str = 'report', # The text
     studies: bool = False, # Items are studies; else clips
 ) -> tuple[list[np.ndarray], list[str]]: # Rows of each item that has a text, and the text
     "Items with what was written about them."
+    if column not in rows: raise EchoError(f'the table has no column {column!r}; it has {", ".join(labels(rows)) or "no labels"}')
     found = [(g, rows[column].iloc[g].dropna()) for g in (_grouped(rows) if studies else np.arange(len(rows))[:, None])]
     if not any(len(t) for _, t in found): raise EchoError(f'no usable row has a text in column {column!r}')
     return [g for g, t in found if len(t)], [t.iloc[0] for _, t in found if len(t)]
 
-# %% ../../nbs/30c_training.batches.ipynb #c564163b
+# %% ../../nbs/30c_training.batches.ipynb #c943caf5
 def report_batches(
     table: pd.DataFrame, # A manifest with a column of text
     source: str|Path|Shards, # The folder of its paths, or shards
@@ -128,7 +129,6 @@ def report_batches(
 ) -> EchoLoader: # Yields uint8 `[B,3,T,H,W]` or `[S,N,3,T,H,W]` and mask `[S,N]`, then the text part; `at` are numbers of `reported`
     "A loader of clips, or of studies, with what was written about them; those without text are left out."
     rows = usable(table).reset_index(drop=True)
-    if column not in rows: raise EchoError(f'the table has no column {column!r}; it has {", ".join(labels(rows)) or "no labels"}')
     groups, texts = reported(rows, column, studies=bool(most))
     def said(at): return [texts[i] for i in at]
     reader = BatchReader(ClipReader(rows, _source(source), contract, train, augment, seed), groups, padded if most else stacked, most)
