@@ -248,7 +248,7 @@ def _swapped(f, offset, length):
     b = _piece(f, offset - odd, (odd + length + 1)//2*2)
     return np.frombuffer(b, '>u2').astype('<u2').tobytes()[odd:odd + length]
 
-# %% ../../nbs/10a_data.dicom.ipynb #c7098c38
+# %% ../../nbs/10a_data.dicom.ipynb #616934de
 class DicomPixels:
     "The frames of a DICOM file, decoded one by one."
     def __init__(self,
@@ -267,12 +267,16 @@ class DicomPixels:
         self.swapped = self.at.big and self.at.allocated == 8 and ds.pixels_vr == 'OW'
         self.jpeg = self.syntax in (JPEGBaseline8Bit, JPEGExtended12Bit)
         self.table = self._compressed(promised) if self.packed else self._native(promised)
-        if promised not in (0, len(self.table)): self.notes.append(f'NumberOfFrames says {promised}, the file holds {len(self.table)}')
-        if promised == 0 and len(self.table) > 1: self.notes.append(f'NumberOfFrames is missing, the file holds {len(self.table)}')
+        self.notes += _count_notes(len(self.table), promised)
         self.space, self.source, self.lut = self._colour()
     def __len__(self) -> int: return len(self.table)
 
-# %% ../../nbs/10a_data.dicom.ipynb #0fe0477e
+# %% ../../nbs/10a_data.dicom.ipynb #65e6b8e1
+def _count_notes(n, promised):
+    if n < promised: return [f'cut off: {n} of {promised} frames are there, if NumberOfFrames is right']
+    how = f'says {promised}' if promised else 'is missing'
+    return [f'NumberOfFrames {how}, the file holds {n}']*(n > max(promised, 1))
+
 @patch
 def _compressed(self: DicomPixels, promised):
     f, _ = open_dataset(self.path)

@@ -98,7 +98,7 @@ def jpeg_frames(
                 raise CineError(f'frame {i} is not a whole JPEG') from None
     return out
 
-# %% ../../nbs/10b_data.video.ipynb #723b7c03
+# %% ../../nbs/10b_data.video.ipynb #4716234d
 @dataclass(frozen=True)
 class PacketTable:
     "When the frames of a video are shown, and where decoding can begin."
@@ -109,9 +109,10 @@ class PacketTable:
     times: tuple[int, ...] # When each frame is shown, in ticks of the stream, ascending
     keys: tuple[int, ...] # Those at which decoding can begin
     exact: bool # Whether each packet says when its frame is shown
+    promised: int # Frames that the container speaks of, or of which there is a part
     direct: tuple|None # H.264: settings of the decoder, and (time, place, bytes) of each packet in its order
 
-# %% ../../nbs/10b_data.video.ipynb #61076986
+# %% ../../nbs/10b_data.video.ipynb #d4fd8417
 def packet_table(
     path: str|Path, # A video
 ) -> PacketTable:
@@ -122,7 +123,8 @@ def packet_table(
         with av.open(str(path)) as box:
             if not box.streams.video: raise CineError(f'{path.name}: holds no pictures')
             s = box.streams.video[0]
-            packets = [p for p in box.demux(s) if p.size and p.dts is not None and not p.is_corrupt]
+            found = [p for p in box.demux(s) if p.size and p.dts is not None]
+            packets = [p for p in found if not p.is_corrupt]
             c, rate = s.codec_context, s.average_rate
             if c and c.height*c.width > PIXELS_LIMIT: raise CineError(f'{path.name}: {c.height} by {c.width} pixels are not believed')
             if not packets or c is None or not c.height or not c.width or c.pix_fmt is None: raise CineError(f'{path.name}: a video without frames')
@@ -130,7 +132,7 @@ def packet_table(
             times, exact = tuple(t for t, _ in shown), all(p.pts is not None for p in packets)
             exact = exact and len(set(times)) == len(times)
             return PacketTable(c.height, c.width, float(rate or 0), c.pix_fmt, times, tuple(t for t, k in shown if k) or times[:1], exact,
-                               _direct(path, c, packets) if exact else None)
+                               max(s.frames, len(found)), _direct(path, c, packets) if exact else None)
     except (av.error.FFmpegError, OSError, TypeError) as e:
         raise CineError(f'{path.name}: not a readable video ({type(e).__name__})') from None
 
@@ -207,7 +209,7 @@ def _run(box, s, key, wanted, exact):
         if not left: break
     return out
 
-# %% ../../nbs/10b_data.video.ipynb #d6490b18
+# %% ../../nbs/10b_data.video.ipynb #a94ac845
 BACKENDS = ('auto', 'av', 'decord')
 
 def read_video(
@@ -220,25 +222,25 @@ def read_video(
     path = Path(path)
     if backend not in BACKENDS: raise ValueError(f'backend={backend!r} is not one of {BACKENDS}')
     with guarded(path, 'not a readable video'):
-        t, promised = (_fuller(path, jpeg_table(path)) if backend == 'auto' else (packet_table(path), 0))
+        t = _fuller(path, jpeg_table(path)) if backend == 'auto' else packet_table(path)
         if isinstance(t, JpegTable): n, pixels, read = len(t.frames), 'motion JPEG', lambda idx: jpeg_frames(path, t, idx)
         else:
             n, pixels, read = len(t.times), t.pixels, lambda idx: packet_frames(path, t, idx, threads)
             if backend == 'decord': read = _decord_frames(path)
         fps = t.fps if 1 <= t.fps <= 2000 else None
         clip = Clip(content_id(path), n, t.height, t.width, _safe(read, path), fps, 'container' if fps else 'missing',
-            colour_source=f'video {pixels}', notes=(f'cut off: {n} of {promised} frames are there',)*(n < promised))
+            colour_source=f'video {pixels}', notes=(f'cut off: {n} of {t.promised} frames are there',)*(n < t.promised))
         clip.kind = kind or clip_kind(clip)
         return clip
 
-# %% ../../nbs/10b_data.video.ipynb #97c13dba
+# %% ../../nbs/10b_data.video.ipynb #45dd6411
 def _fuller(path, t):
-    "The table that finds more frames, FFmpeg's only where fewer are found than promised; and the promise."
-    if t is None: return packet_table(path), 0
-    if len(t.frames) >= t.promised: return t, t.promised
+    "The table that finds more frames, FFmpeg's only where fewer are found than promised."
+    if t is None: return packet_table(path)
+    if len(t.frames) >= t.promised: return t
     try: other = packet_table(path)
-    except CineError: return t, t.promised
-    return (other if len(other.times) > len(t.frames) else t), t.promised
+    except CineError: return t
+    return other if len(other.times) > len(t.frames) else t
 
 def _safe(read, path):
     def safe(idx):
