@@ -16,7 +16,8 @@ class Pair(torch.nn.Module):
     def __init__(self, parts):
         super().__init__()
         torch.manual_seed(0)
-        self.video, self.text, self.scale, self.parts = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.GELU(), torch.nn.Linear(16, 5)), torch.nn.Linear(4, 5), Scale(), parts
+        self.video = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.GELU(), torch.nn.Linear(16, 5))
+        self.text, self.scale, self.parts = torch.nn.Linear(4, 5), Scale(), parts
         self.bias = torch.nn.Parameter(torch.tensor(-3.))
     def forward(self, x, t): return in_parts(self.video, x, size=self.parts), in_parts(self.text, t, size=self.parts), self.scale(), self.bias
 
