@@ -14,8 +14,8 @@ from .terminal import csv_text, flat_metrics, one_line, progress_bar, say, text_
 
 # %% auto #0
 __all__ = ['DONE', 'SOME_FAILED', 'NOTHING', 'show_result', 'summary_row', 'unnamed_note', 'interpret_studies', 'write_phantoms',
-           'train_recipe', 'measure_bundle', 'show_benchmark', 'show_models', 'scan_archive', 'deidentify_archive',
-           'convert_download', 'parser', 'run', 'main']
+           'train_recipe', 'measure_bundle', 'measure_manifest', 'show_benchmark', 'show_models', 'scan_archive',
+           'deidentify_archive', 'convert_download', 'parser', 'run', 'main']
 
 # %% ../nbs/61_cli.ipynb #6e1c9f91
 DONE, SOME_FAILED, NOTHING = 0, 3, 2
@@ -186,28 +186,46 @@ def _add_train(command):
     add('recipe', help='name such as phantom-tiny, or a TOML file')
     add('settings', nargs='*', metavar='key=value', help='data=CORPUS out=FOLDER, and any setting of the recipe as section.key=value')
 
-# %% ../nbs/61_cli.ipynb #10bc376c
+# %% ../nbs/61_cli.ipynb #2386caad
 def measure_bundle(
     args: argparse.Namespace, # model, studies, seed, out, workers
 ) -> int: # Exit code
-    "`echo_lit evaluate`."
+    "`echo_lit evaluate` of a bundle, or of a manifest."
+    if args.what.lower().endswith(('.csv', '.parquet')): return measure_manifest(args)
     from echo_lit.data.phantom import SEEDS
     from echo_lit.evaluate.bundle import evaluate_bundle
     seed = SEEDS['test'] if args.seed is None else args.seed
-    metrics = evaluate_bundle(args.model, args.studies, seed, control=args.control, out=args.out, workers=args.workers,
+    metrics = evaluate_bundle(args.what, args.studies, seed, control=args.control, out=args.out, workers=args.workers,
         progress=progress_bar('evaluating'))
     say(f'{args.studies} phantom studies from seed {seed}')
     say(*text_table(sorted(flat_metrics(metrics)), ('measure (phantom)', 'value', 'low', 'high')))
     return DONE
 
-# %% ../nbs/61_cli.ipynb #e93506a9
+def measure_manifest(
+    args: argparse.Namespace, # what, model, weights, root, unknown_patient, out
+) -> int: # Exit code
+    "`echo_lit evaluate` of a model on clips with known answers."
+    from echo_lit.evaluate.manifest import evaluate_manifest
+    out = args.out or Path('results')
+    metrics = evaluate_manifest(args.model, args.what, out, args.root, args.unknown_patient, progress_bar('evaluating'), args.weights)
+    say(f'{args.what}, read by {metrics["model"]["name"]}. Research use only.')
+    say(*text_table(flat_metrics({k: v for k, v in metrics.items() if k != 'model'}), ('measure', 'value', 'low', 'high')))
+    lost = metrics.get('views', {}).get('failures', 0)
+    say('', *(f'  {out/name}' for name in ('metrics.json', 'clips.csv', 'findings.csv')), *([f'  {lost} clips were lost; clips.csv says why'] if lost else []))
+    return SOME_FAILED if lost else DONE
+
+# %% ../nbs/61_cli.ipynb #112a088d
 def _add_evaluate(command):
     add = command('evaluate', measure_bundle,
-        'Measure a model on phantom studies that it was not trained on; writes metrics.json and the model card.')
-    add('model', metavar='NAME_OR_DIR', help='a name from `echo_lit models`, or a bundle folder')
-    add('--studies', type=int, default=300, metavar='N', help='how many')
-    add('--seed', type=int, metavar='S', help='of the first; leave it out for the held-out seeds')
-    add('--out', type=Path, metavar='DIR', help='where the results go; leave it out for the bundle itself')
+        'Measure a model: on phantoms that it was not trained on (writes metrics.json and its card), or on a manifest with known answers.')
+    add('what', metavar='MODEL_OR_MANIFEST', help='a name from `echo_lit models`, a bundle folder, or a .csv or .parquet table of clips')
+    add('--model', default='phantom-tiny', metavar='NAME_OR_DIR', help='manifest: the model that reads it')
+    add('--weights', type=Path, metavar='DIR', help='manifest: folder with the downloaded weights of that model')
+    add('--root', type=Path, metavar='DIR', help='manifest: the folder its paths start from; leave it out for its own')
+    add('--unknown-patient', choices=('each clip', 'each study'), help='manifest: what a row without a patient stands for')
+    add('--studies', type=int, default=300, metavar='N', help='how many phantom studies')
+    add('--seed', type=int, metavar='S', help='of the first phantom; leave it out for the held-out seeds')
+    add('--out', type=Path, metavar='DIR', help='where the results go; leave it out for the bundle itself, or for a folder `results`')
     add('--workers', type=int, default=2, metavar='W', help='processes')
     add('--no-control', dest='control', action='store_false', help='skip the second reading without screen text and ECG')
 
