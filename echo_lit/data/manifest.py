@@ -23,15 +23,16 @@ from .study import read_item, short_id, study_files
 from ..vocabulary import FINDINGS
 
 # %% auto #0
-__all__ = ['COLUMNS', 'START_SECONDS', 'ManifestError', 'manifest', 'labels', 'checked', 'usable', 'counts', 'write_manifest',
-           'read_manifest', 'file_row', 'clip_facts', 'in_processes', 'scan', 'mark_duplicates', 'ids_in_path',
-           'open_clip', 'owners', 'draw', 'split_patients', 'overlap', 'no_overlap', 'label_values', 'Confounding',
-           'confounding', 'implausible']
+__all__ = ['COLUMNS', 'LATER', 'START_SECONDS', 'ManifestError', 'manifest', 'labels', 'checked', 'usable', 'counts',
+           'write_manifest', 'read_manifest', 'file_row', 'clip_facts', 'in_processes', 'scan', 'mark_duplicates',
+           'ids_in_path', 'open_clip', 'owners', 'draw', 'split_patients', 'overlap', 'no_overlap', 'label_values',
+           'Confounding', 'confounding', 'implausible']
 
-# %% ../../nbs/16_data.manifest.ipynb #5baa1582
+# %% ../../nbs/16_data.manifest.ipynb #eed0f7df
 COLUMNS = {'dataset': 'str', 'patient_id': 'str', 'study_id': 'str', 'clip_id': 'str', 'path': 'str', 'kind': 'str', 'view': 'str',
-    'fps': 'float64', 'n_frames': 'Int64', 'h': 'Int64', 'w': 'Int64', 'split': 'str', 'split_source': 'str', 'excluded': 'bool',
-    'exclude_reason': 'str'}
+    'fps': 'float64', 'fps_source': 'str', 'n_frames': 'Int64', 'h': 'Int64', 'w': 'Int64', 'cm_per_px_x': 'float64',
+    'cm_per_px_y': 'float64', 'split': 'str', 'split_source': 'str', 'excluded': 'bool', 'exclude_reason': 'str', 'notes': 'str'}
+LATER = ('fps_source', 'cm_per_px_x', 'cm_per_px_y', 'notes')
 
 class ManifestError(EchoError): "A table that cannot be trusted as it stands, and what to do."
 
@@ -84,7 +85,7 @@ def counts(
     reasons = ', '.join(f'{n:,} {k}' for k, n in sorted(why.items(), key=lambda x: (-x[1], x[0])))
     return f'{len(table):,} listed, {len(table) - len(out):,} usable, {len(out):,} excluded' + (f': {reasons}' if reasons else '')
 
-# %% ../../nbs/16_data.manifest.ipynb #94d08516
+# %% ../../nbs/16_data.manifest.ipynb #86145940
 def write_manifest(
     table: pd.DataFrame, # A manifest
     path: str|Path, # A .parquet or .csv file; appears whole or not at all
@@ -108,18 +109,20 @@ def read_manifest(
 ) -> pd.DataFrame: # A manifest; labels of a CSV are numbers where all of a column are
     "A manifest from disk."
     csv, name = _is_csv(path), plain_text(Path(path).name)
-    try: return checked(_read_csv(path) if csv else pd.read_parquet(path).reset_index(drop=True))
+    try: return checked(_completed(_read_csv(path) if csv else pd.read_parquet(path).reset_index(drop=True)))
     except FileNotFoundError: raise ManifestError(f'{name}: no such file; scan writes one') from None
     except (OSError, ValueError) as e:
         if isinstance(e, EchoError): raise
         raise ManifestError(f'{name}: not a {"CSV" if csv else "parquet"} table ({type(e).__name__})') from None
+
+def _completed(t): return t.assign(**{k: pd.Series(None, t.index, COLUMNS[k]) for k in LATER if k not in t})
 
 def _read_csv(path):
     t = pd.read_csv(path, dtype=COLUMNS, keep_default_na=False, na_values=[''], encoding='utf-8-sig').rename(columns=cell_text)
     for k in t.select_dtypes('str'): t[k] = t[k].map(cell_text)
     return t.astype({k: v for k, v in COLUMNS.items() if k in t})
 
-# %% ../../nbs/16_data.manifest.ipynb #370d65a8
+# %% ../../nbs/16_data.manifest.ipynb #a66010d7
 def file_row(
     path: Path, # A file under `root`
     root: Path, # The folder that paths are told from
@@ -141,10 +144,12 @@ def _told(path, root):
 
 def clip_facts(
     clip: Clip, # As read from its file
-) -> dict: # clip_id, kind, view, fps, n_frames, h, w
+) -> dict: # clip_id, kind, view, fps and its source, n_frames, h, w, cm_per_px_x, cm_per_px_y, notes
     "What a clip says of itself."
-    return {'clip_id': clip.id, 'kind': clip.kind, 'view': clip.view, 'fps': clip.fps, 'n_frames': clip.n_frames, 'h': clip.height,
-            'w': clip.width}
+    x, y = clip.cm_per_px or (None, None)
+    return {'clip_id': clip.id, 'kind': clip.kind, 'view': clip.view, 'fps': clip.fps, 'fps_source': clip.fps_source,
+            'n_frames': clip.n_frames, 'h': clip.height, 'w': clip.width, 'cm_per_px_x': x, 'cm_per_px_y': y,
+            'notes': '; '.join(clip.notes) or None}
 
 # %% ../../nbs/16_data.manifest.ipynb #198ab273
 START_SECONDS = 120. # Until all processes stand ready
@@ -211,7 +216,7 @@ def ids_in_path(
     found = re.search(pattern, path)
     return {k: v for k, v in found.groupdict().items() if v} if found else {}
 
-# %% ../../nbs/16_data.manifest.ipynb #9726daf0
+# %% ../../nbs/16_data.manifest.ipynb #1055c744
 def open_clip(
     row: pd.Series, # Of a manifest
     root: str|Path, # The folder that was scanned
@@ -221,6 +226,7 @@ def open_clip(
     clip.id = row.clip_id
     if isinstance(row.view, str): clip.view = row.view
     if clip.fps is None and row.fps > 0: clip.fps, clip.fps_source = float(row.fps), 'manifest'
+    if clip.cm_per_px is None and (row.get('cm_per_px_x') or 0) > 0: clip.cm_per_px = float(row.cm_per_px_x), float(row.cm_per_px_y)
     return clip
 
 # %% ../../nbs/16_data.manifest.ipynb #278f95ea
