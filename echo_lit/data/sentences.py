@@ -99,7 +99,7 @@ class _Cue:
     kind: str # Name of a group of `_CUES`
     word: str
 
-# %% ../../nbs/14b_data.sentences.ipynb #3184390b
+# %% ../../nbs/14b_data.sentences.ipynb #ea6c3b55
 _REWRITES = tuple((re.compile(pattern), new) for pattern, new in (
     (r'[\u2018\u2019\u2032]', "'"), (r'[\u2010-\u2015\u2212]', '-'), (r'-to-', ' to '),
     (r'm(?:\^2|2)\b', 'm²'), (r'\bmm hg\b', 'mmhg'), (r'\bmsec\b', 'ms'), (r'/sec\b', '/s'),
@@ -109,6 +109,8 @@ _REWRITES = tuple((re.compile(pattern), new) for pattern, new in (
     (r'\bbiatrial (enlargement|dilat\w+)', r'left atrial \1 and right atrial \1'),
     (r'\b(?:both|left and right) atria are ((?:\w+ )?\w+)', r'left atrium is \1 and right atrium is \1'),
     (r'\b(?:interventricular|ventricular) septum(?! is intact)', 'septum'),
+    (r'\b(left|right) (atri\w+|ventric\w+)\b([^.;]{1,60}?)\b(?!\1)(left|right)(?: one)?(?= (?:is|was|appears|(?:mild|moderate|severe)ly|normal|enlarged|dilated)\b)',
+     r'\1 \2\3\4 \2'),
     (r'\bpericardial (or|and) pleural effusion', r'pericardial effusion \1 pleural effusion'),
     (r'\b(aortic root|ascending aorta|(?:left|right) (?:atrium|ventricle)) and (?:the )?'
      r'(aortic root|ascending aorta|(?:left|right) (?:atrium|ventricle)) are ([^,.;]{1,60})',
