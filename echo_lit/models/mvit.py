@@ -16,7 +16,8 @@ from ..data.contract import InputContract
 from .video import VideoTower
 
 # %% auto #0
-__all__ = ['mvit', 'key_positions', 'relative_table', 'pooled', 'multiscale_attention', 'mvit_block', 'MViTTower']
+__all__ = ['SCORES', 'TOKENS', 'mvit', 'key_positions', 'relative_table', 'pooled', 'attend', 'nearness', 'multiscale_attention',
+           'way_around', 'mvit_block', 'MViTTower']
 
 # %% ../../nbs/20b_models.mvit.ipynb #b7d96cc4
 def mvit(
@@ -57,59 +58,98 @@ def relative_table(
     distance = q*max(n_key/n_query, 1) - (k + 1 - n_key)*max(n_query/n_key, 1)
     return table[distance.long().to(table.device)]
 
-# %% ../../nbs/20b_models.mvit.ipynb #80c77382
+# %% ../../nbs/20b_models.mvit.ipynb #0adfa27f
 def pooled(
     pool: nn.Module, # Depthwise 3-D convolution and norm, as torchvision holds them
-    x: Tensor, # [B,heads,1+T*H*W,D], class token first
+    x: Tensor, # [B,1+T*H*W,heads*D], class token first
     thw: tuple[int, int, int], # Grid of the tokens
-) -> tuple[Tensor, tuple[int, int, int]]: # Pooled tokens and their grid
+    heads: int, # Heads, which share the convolution
+) -> tuple[Tensor, tuple[int, int, int]]: # Pooled tokens [B,1+T'*H'*W',heads,D] and their grid
     "Tokens pooled over their grid; the class token passes by."
-    B, heads, _, D = x.shape
-    grid = x[:, :, 1:].reshape(B*heads, *thw, D).permute(0, 4, 1, 2, 3)
-    y = pool.pool(grid)
-    tokens = y.permute(0, 2, 3, 4, 1).reshape(B, heads, -1, D)
-    return pool.norm_act(torch.cat([x[:, :, :1], tokens], 2)), tuple(y.shape[2:])
+    conv = pool.pool
+    grid = x[:, 1:].unflatten(1, thw).permute(0, 4, 1, 2, 3)
+    y = F.conv3d(grid, conv.weight.repeat(heads, 1, 1, 1, 1), None, conv.stride, conv.padding, groups=x.shape[2])
+    tokens = torch.cat([x[:, :1], y.permute(0, 2, 3, 4, 1).flatten(1, 3)], 1)
+    return pool.norm_act(tokens.unflatten(2, (heads, -1))), tuple(y.shape[2:])
 
-# %% ../../nbs/20b_models.mvit.ipynb #8056850f
+# %% ../../nbs/20b_models.mvit.ipynb #cc134c1a
+SCORES = 1 << 23 # Scores at a time on a processor
+
+def attend(
+    q: Tensor, # [B,heads,n,E], scaled
+    k: Tensor, # [B,heads,K,E]
+    v: Tensor, # [B,heads,K,D]
+) -> Tensor: # [B,heads,n,D]
+    "Means of values, weighed by the softmax of scores."
+    if q.is_cuda: return F.scaled_dot_product_attention(q, k, v, scale=1.)
+    parts = -(-q[..., 0].numel()*k.shape[2]//SCORES)
+    return torch.cat([(p @ k.transpose(2, 3)).softmax(-1).to(v.dtype) @ v for p in q.chunk(parts, 2)], 2)
+
+# %% ../../nbs/20b_models.mvit.ipynb #3665430d
+def nearness(
+    attn: nn.Module, # torchvision's `MultiscaleAttention`, used for its tables
+    q: Tensor, # [B,T*H*W,heads,D], without the class token
+    thw: tuple[int, int, int], # Grid of the queries
+    keys: tuple[int, int, int], # Grid of the keys
+) -> Tensor: # [B,heads,T*H*W,sum(keys)]
+    "What each query thinks of each frame, row and column that a key can be in."
+    tables = (relative_table(R, nq, nk).to(q.dtype) for R, nq, nk in zip((attn.rel_pos_t, attn.rel_pos_h, attn.rel_pos_w), thw, keys))
+    grid = q.unflatten(1, thw)                                   # [B,T,H,W,heads,D]
+    return torch.cat([torch.einsum(f'bthwnc,{a}kc->bnthwk', grid, R) for a, R in zip('thw', tables)], -1).flatten(2, 4).to(q.dtype)
+
+# %% ../../nbs/20b_models.mvit.ipynb #b53100d4
 def multiscale_attention(
     attn: nn.Module, # torchvision's `MultiscaleAttention`, used for its weights
     x: Tensor, # [B,1+T*H*W,C]
     thw: tuple[int, int, int], # Grid of the tokens
-) -> tuple[Tensor, tuple[int, int, int]]: # [B,1+T'*H'*W',C'] and the new grid
+    last: bool = False, # Only the class token is wanted
+) -> tuple[Tensor, tuple[int, int, int]]: # [B,1+T'*H'*W',C'] and the new grid; [B,1,C'] for the last
     "Pooled attention whose relative positions ride along as extra channels."
-    B, heads, D = len(x), attn.num_heads, attn.head_dim
-    q, k, v = attn.qkv(x).unflatten(2, (3, heads, D)).permute(2, 0, 3, 1, 4).contiguous()
-    (k, keys), (v, _), (q, thw) = pooled(attn.pool_k, k, thw), pooled(attn.pool_v, v, thw), pooled(attn.pool_q, q, thw)
-    Rt, Rh, Rw = (relative_table(R, nq, nk).to(q.dtype) for R, nq, nk in
-                  zip((attn.rel_pos_t, attn.rel_pos_h, attn.rel_pos_w), thw, keys))
-    r = q[:, :, 1:].unflatten(2, thw)                            # [B,heads,T,H,W,D]
-    near = [torch.einsum(f'bnthwc,{axis}kc->bnthwk', r, R) for axis, R in zip('thw', (Rt, Rh, Rw))]
-    near = F.pad(torch.cat(near, -1).flatten(2, 4), (0, 0, 1, 0))
-    q2 = torch.cat([q*D**-0.5, near.to(q.dtype)], -1)
-    k2 = torch.cat([k, key_positions(keys).to(k).expand(B, heads, -1, -1)], -1)
-    y = F.scaled_dot_product_attention(q2, k2, v, scale=1.) if q.is_cuda else (q2 @ k2.transpose(2, 3)).softmax(-1).to(v.dtype) @ v
-    y = y + F.pad(q[:, :, 1:], (0, 0, 1, 0))
-    return attn.project(y.transpose(1, 2).flatten(2)), thw
+    heads, D = attn.num_heads, attn.head_dim
+    q, k, v = attn.qkv(x).chunk(3, 2)
+    (k, keys), (v, _) = pooled(attn.pool_k, k, thw, heads), pooled(attn.pool_v, v, thw, heads)
+    k, v = k.transpose(1, 2)*D**-0.5, v.transpose(1, 2).contiguous()
+    if last: q = attn.pool_q.norm_act(q[:, :1].unflatten(2, (heads, D)))
+    else: q, thw = pooled(attn.pool_q, q, thw, heads)
+    y = attend(q[:, :1].transpose(1, 2), k, v).transpose(1, 2)
+    if not last:
+        q, hot = q[:, 1:], key_positions(keys).to(k).expand(len(x), heads, -1, -1)
+        far = attend(torch.cat([q.transpose(1, 2), nearness(attn, q, thw, keys)], -1), torch.cat([k, hot], -1), v)
+        y = torch.cat([y, far.transpose(1, 2) + q], 1)
+    return attn.project(y.flatten(2)), thw
 
-# %% ../../nbs/20b_models.mvit.ipynb #5b6b3613
+# %% ../../nbs/20b_models.mvit.ipynb #eb2828bc
+def way_around(
+    b: nn.Module, # One of torchvision's blocks
+    x: Tensor, # [B,1+T*H*W,C']
+    thw: tuple[int, int, int], # Grid of the tokens
+) -> Tensor: # [B,1+T*H'*W',C']
+    "Tokens that skip the attention, on its new grid."
+    if b.pool_skip is None: return x
+    p = b.pool_skip.pool
+    frames = x[:, 1:].reshape(-1, *thw[1:], x.shape[2]).permute(0, 3, 1, 2)
+    frames = F.max_pool2d(frames, p.kernel_size[1:], p.stride[1:], p.padding[1:]).permute(0, 2, 3, 1)
+    return torch.cat([x[:, :1], frames.reshape(len(x), -1, x.shape[2])], 1)
+
+# %% ../../nbs/20b_models.mvit.ipynb #5f8fb348
+TOKENS = 1 << 13 # Tokens of one clip at a time through a perceptron, on a processor
+
 def mvit_block(
     b: nn.Module, # One of torchvision's blocks
     x: Tensor, # [B,1+T*H*W,C]
     thw: tuple[int, int, int], # Grid of the tokens
-) -> tuple[Tensor, tuple[int, int, int]]: # [B,1+T*H'*W',C'] and the new grid
+    last: bool = False, # Only the class token is wanted
+) -> tuple[Tensor, tuple[int, int, int]]: # [B,1+T*H'*W',C'] and the new grid; [B,1,C'] for the last
     "Tokens after one block."
     normed = b.norm1(x)
-    y, new = multiscale_attention(b.attn, normed, thw)
+    y, new = multiscale_attention(b.attn, normed, thw, last)
     skip = x if b.project is None else b.project(normed)
-    if b.pool_skip is not None:
-        frames = skip[:, 1:].reshape(-1, *thw[1:], skip.shape[2]).permute(0, 3, 1, 2)
-        p = b.pool_skip.pool
-        frames = F.max_pool2d(frames, p.kernel_size[1:], p.stride[1:], p.padding[1:]).permute(0, 2, 3, 1)
-        skip = torch.cat([skip[:, :1], frames.reshape(len(x), -1, skip.shape[2])], 1)
-    x = skip + b.stochastic_depth(y)
-    return x + b.stochastic_depth(b.mlp(b.norm2(x))), new
+    x = (skip[:, :1] if last else way_around(b, skip, thw)) + b.stochastic_depth(y)
+    def after(p): return p + b.stochastic_depth(b.mlp(b.norm2(p)))
+    if x.is_cuda or b.training or x.shape[1] <= TOKENS: return after(x), new
+    return torch.cat([after(p) for p in x.split(TOKENS, 1)], 1), new
 
-# %% ../../nbs/20b_models.mvit.ipynb #b75fa60f
+# %% ../../nbs/20b_models.mvit.ipynb #ceab4ad7
 class MViTTower(VideoTower):
     "torchvision's MViT-v2-S with a head of its own, for clips of any size."
     kind = 'mvit'
@@ -128,11 +168,14 @@ class MViTTower(VideoTower):
         x: Tensor, # float [B,3,T,H,W], normalised
     ) -> Tensor: # [B,embed_dim]
         "Vectors of clips that are normalised already."
-        x = self.conv_proj(x)
+        if len(x) > 1 and not (x.is_cuda or torch.is_grad_enabled()): return torch.cat([self.encode_normalised(c) for c in x.split(1)])
+        x = self.conv_proj(x.to(self.conv_proj.weight.dtype))
         thw = tuple(x.shape[2:])
         x = self.pos_encoding(x.flatten(2).transpose(1, 2))
         again = self.checkpointing and torch.is_grad_enabled()
-        for b in self.blocks: x, thw = checkpoint(mvit_block, b, x, thw, use_reentrant=False) if again else mvit_block(b, x, thw)
+        for b in self.blocks:
+            args = b, x, thw, b is self.blocks[-1] and not torch.is_grad_enabled()
+            x, thw = checkpoint(mvit_block, *args, use_reentrant=False) if again else mvit_block(*args)
         return self.head(self.norm(x[:, 0]))
 
     def forward(self,
