@@ -261,7 +261,7 @@ def show_models(
 
 def _add_models(command): command('models', show_models, 'List the models that can be loaded by name.')
 
-# %% ../nbs/61_cli.ipynb #582d6866
+# %% ../nbs/61_cli.ipynb #255f9f3b
 def scan_archive(
     args: argparse.Namespace, # root, dataset, split, ids, out, workers
 ) -> int: # Exit code
@@ -279,6 +279,8 @@ def scan_archive(
     if len(lost): say(*text_table(lost[['path', 'exclude_reason']].head(20).itertuples(index=False), ('file', 'reason')), '')
     if len(lost) > 20: say(f'  and {len(lost) - 20:,} more', '')
     say(counts(table))
+    noted = usable(table).notes.dropna()
+    if len(noted): say(f'{len(noted):,} of the usable have a note, such as: {noted.iloc[0]}')
     if not len(usable(table)): raise EchoError(f'{args.root.name}: nothing usable, so no manifest was written')
     say(f'manifest in {write_manifest(table, args.out)}')
     return SOME_FAILED if len(lost) else DONE
@@ -293,14 +295,14 @@ def _add_scan(command):
     add('--out', type=Path, default=Path('manifest.parquet'), metavar='FILE', help='where the table goes: .parquet or .csv')
     add('--workers', type=int, default=2, metavar='W', help='processes')
 
-# %% ../nbs/61_cli.ipynb #ae9c702c
+# %% ../nbs/61_cli.ipynb #54f394af
 def deidentify_archive(
     args: argparse.Namespace, # src, dst, keys, stills, format
 ) -> int: # Exit code
     "`echo_lit deid`."
     from echo_lit.data.deid import deidentify
     rows = deidentify(args.src, args.dst, args.keys, args.stills, args.format, progress=progress_bar('de-identifying'))
-    left = [(plain_text(r.original, 40), r.status, plain_text(r.detail or r.reason, 90)) for r in rows if r.status != 'written']
+    left = [(plain_text(r.original, 40), r.status, r.detail or r.reason) for r in rows if r.status != 'written']
     say(f'{len(rows) - len(left)} of {len(rows)} files written, de-identified by allow-list')
     say(*_one_patient(rows))
     if left: say('', *text_table(left, ('not written', '', 'reason')))
