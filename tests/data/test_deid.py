@@ -22,8 +22,8 @@ from echo_lit.data.cine import read_cine, write_dicom, write_video
 from echo_lit.data.deid import ALLOWED, Keys, Refused, deidentify, deidentify_file, kept_sector
 from echo_lit.data.heart import random_heart
 from echo_lit.data.phantom import phantom_clip
+from echo_lit.data.probe import SHOTS
 from echo_lit.data.sector import find_sector
-from echo_lit.data.slices import SHOTS
 
 NAMES = ('DOE^JANE', 'MUELLER HANS', 'MRN 00471199', '1961-02-03', 'Dr. Roe, St. Mary')
 

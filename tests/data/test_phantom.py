@@ -6,8 +6,8 @@ import pytest
 
 from echo_lit.data.heart import AXIS, Anatomy, beat_phase, heart_findings, lv_volume, random_heart
 from echo_lit.data.phantom import SEEDS, phantom_clip, phantom_study
+from echo_lit.data.probe import SHOTS, random_probe
 from echo_lit.data.scanner import Scanner, area_length_volume, render, truth
-from echo_lit.data.slices import SHOTS, random_probe
 
 
 @pytest.mark.parametrize('start', SEEDS.values())
