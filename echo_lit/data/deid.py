@@ -297,7 +297,25 @@ def _aside(path, ds):
     if captured: return 'capture', 'a captured screen'
     if (ds.get('Modality') or 'US') not in ('US', 'IVUS'): return 'other', 'not ultrasound'
 
-# %% ../../nbs/12a_data.deid.ipynb #f1f5d3e4
+# %% ../../nbs/12a_data.deid.ipynb #bb8f5d87
+def _opened(path):
+    "Kind, header, and why nothing of the file is passed on, if so."
+    kind, ds, aside = file_kind(path), Dataset(), None
+    if kind is None and path.suffix.lower() in SUFFIXES: raise EchoError('not what its name says, or empty')
+    if kind is None: aside = 'other', 'not a DICOM, AVI or MP4 file'
+    if kind == 'dicom':
+        with guarded(path, 'the header is damaged'): ds = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+        aside = _aside(path, ds)
+    return kind, ds, aside
+
+def _kept(row, clip, stills):
+    "The sector that may go on, with what was seen of the clip noted in its row."
+    row.kind, row.frames, row.fps = clip.kind, len(clip), clip.fps
+    mask, row.static_pixels = kept_sector(clip, stills)
+    row.sector_percent = round(100*float(mask.mean()), 1)
+    return mask
+
+# %% ../../nbs/12a_data.deid.ipynb #ed53c92f
 def deidentify_file(
     path: str|Path, # DICOM, AVI or MP4
     dst: str|Path, # Output folder
@@ -310,16 +328,10 @@ def deidentify_file(
     path, dst = Path(path), Path(dst)
     row = Audit(keys.code('file', str(path.resolve())), original=path.name)
     try:
-        kind, ds = file_kind(path), Dataset()
-        if kind is None and path.suffix.lower() in SUFFIXES: raise EchoError('not what its name says, or empty')
-        if kind is None: return _closed(row, 'set aside', 'other', 'not a DICOM, AVI or MP4 file')
-        if kind == 'dicom':
-            with guarded(path, 'the header is damaged'): ds = pydicom.dcmread(path, stop_before_pixels=True, force=True)
-            if aside := _aside(path, ds): return _closed(row, 'set aside', *aside)
+        kind, ds, aside = _opened(path)
+        if aside: return _closed(row, 'set aside', *aside)
         clip = read_cine(path)
-        row.kind, row.frames, row.fps = clip.kind, len(clip), clip.fps
-        mask, row.static_pixels = kept_sector(clip, stills)
-        row.sector_percent = round(100*float(mask.mean()), 1)
+        mask = _kept(row, clip, stills)
         format = format or ('dicom' if kind == 'dicom' else 'mp4')
         values, owner = allowed_values(ds), read_owner(path, ds)
         row.file = _pass_on(dst, clip, mask, keys, owner, values, format, quality)

@@ -47,7 +47,7 @@ def largest_hull(
     i = 1 + stats[1:, cv2.CC_STAT_AREA].argmax()
     return cv2.convexHull(cv2.findNonZero((labels == i).astype(np.uint8)))
 
-# %% ../../nbs/12_data.sector.ipynb #19100ae9
+# %% ../../nbs/12_data.sector.ipynb #fe174df7
 @dataclass(frozen=True)
 class Sector:
     "Where the ultrasound is, and how that was found."
@@ -55,6 +55,7 @@ class Sector:
     source: str # 'motion', 'light', 'region' or 'frame'
     note: str = '' # Why an earlier way was given up
 
+# %% ../../nbs/12_data.sector.ipynb #0edef59e
 def find_sector(
     frames: np.ndarray, # uint8 RGB `[T,H,W,3]`, any T >= 1; sixteen spread over a beat are enough
     region: Region|None = None, # Where the file says the picture is
