@@ -12,7 +12,6 @@ from echo_lit.data.manifest import (
     confounding,
     counts,
     implausible,
-    in_processes,
     manifest,
     no_overlap,
     overlap,
@@ -21,6 +20,7 @@ from echo_lit.data.manifest import (
     split_patients,
     write_manifest,
 )
+from echo_lit.data.processes import in_processes
 
 
 def frames(seed, n=5): return np.random.default_rng(seed).integers(0, 255, (n, 48, 64, 3), np.uint8)
