@@ -219,11 +219,12 @@ def _link(source, target):
     try: os.link(source, target)
     except OSError: shutil.copy2(source, target)
 
-# %% ../../nbs/19a_data.candidates.ipynb #6d8796a4
+# %% ../../nbs/19a_data.candidates.ipynb #60a541c1
 _NOTICE = """Converted by echo_lit from files of EchoPrime (Cedars-Sinai Medical Center), which are under an academic, non-commercial
 licence that forbids passing them on. The same holds for everything in this folder.
 """
 
+# %% ../../nbs/19a_data.candidates.ipynb #423d0137
 def convert_candidates(
     model_data: str|Path, # The unpacked release
     out: str|Path, # Folder to write; an earlier conversion is replaced
@@ -266,7 +267,7 @@ def _link_weights(root, target):
     for p in sorted(source.iterdir()):
         if p.is_file(): _link(p, target/p.name)
 
-# %% ../../nbs/19a_data.candidates.ipynb #f94c2785
+# %% ../../nbs/19a_data.candidates.ipynb #42c39596
 def _stand_in_menu():
     def groups(s):
         first = ['The ejection fraction is <numerical>%.'] if s == 'Left Ventricle' else [f'{s}: no abnormality is seen.']
@@ -275,6 +276,7 @@ def _stand_in_menu():
         return {f'{s}:': first, ' ': [], 'other': [x.format(s.lower()) for x in other]}
     return {s: groups(s) for s in BANK_SECTIONS}
 
+# %% ../../nbs/19a_data.candidates.ipynb #3aa8df47
 _STAND_IN = {
     'Left Ventricle': 'impella ejection_fraction',
     'Right Ventricle': 'pacemaker rv_systolic_function_depressed right_ventricle_dilation',
@@ -294,7 +296,7 @@ def _stand_in_tables(folder):
     cuts = dict(tavr=.7, mitral_regurgitation=.1, aortic_stenosis=1.05)
     pd.DataFrame(dict(feature=cuts.keys(), threshold=cuts.values())).to_csv(folder/'roc_thresholds.csv')
 
-# %% ../../nbs/19a_data.candidates.ipynb #6d192fe0
+# %% ../../nbs/19a_data.candidates.ipynb #1373f2a5
 def _stand_in_report(i):
     odd = {s: (i*(j + 3)) % 7 == 0 for j, s in enumerate(BANK_SECTIONS)}
     ids = [(0, 0, float(25 + 7*i % 45))]
@@ -304,6 +306,7 @@ def _stand_in_report(i):
     pressure = 20. + i % 40 if i % 4 else float('nan')
     return ids, {**labels, 'ejection_fraction': float(25 + 7*i % 45), 'pulmonary_artery_pressure_continuous': pressure}
 
+# %% ../../nbs/19a_data.candidates.ipynb #370f9c48
 def write_stand_in(
     folder: str|Path, # Gets model_data/candidates_data and assets
     reports: int = 300, # How many

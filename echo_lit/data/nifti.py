@@ -140,7 +140,20 @@ def value_range(
     low, high = (0., 1.) if 0 <= low and high <= 1 else (low, high if high > low else low + max(1, abs(low)))
     return low, high, f'grey levels {low:g} to {high:g} became 0 to 255'
 
-# %% ../../nbs/10c_data.nifti.ipynb #37e46acb
+# %% ../../nbs/10c_data.nifti.ipynb #fe808ed4
+def _reader(v, low, high):
+    "What a clip reads its frames with, grey levels stretched from `low`..`high`."
+    def read(idx):
+        with guarded(v.path, 'a frame cannot be decoded'):
+            which, at = np.unique(idx, return_inverse=True)
+            out = np.empty((len(which), v.height, v.width, 3), np.uint8)
+            for o, x in zip(out, stored_frames(v, which.tolist())):
+                if not v.plain: x = np.rint(np.clip((x - low)*(255/(high - low)), 0, 255)).astype(np.uint8)
+                o[:] = x[..., None]
+            return out[at]
+    return read
+
+# %% ../../nbs/10c_data.nifti.ipynb #0bb6ea5a
 def read_nifti(
     path: str|Path, # A .nii or .nii.gz file of axes across, down, time
     fps: float|None = None, # Frames per second, where a table tells it
@@ -155,17 +168,6 @@ def read_nifti(
         rate, source = (fps, 'table') if fps else (v.fps, 'pixdim' if v.fps else 'missing')
         return Clip(content_id(path), v.frames, v.height, v.width, _reader(v, low, high), rate, source, v.cm_per_px,
                     kind='still' if v.frames == 1 else 'bmode', colour_source='NIfTI grey', notes=tuple(n for n in notes if n))
-
-def _reader(v, low, high):
-    def read(idx):
-        with guarded(v.path, 'a frame cannot be decoded'):
-            which, at = np.unique(idx, return_inverse=True)
-            out = np.empty((len(which), v.height, v.width, 3), np.uint8)
-            for o, x in zip(out, stored_frames(v, which.tolist())):
-                if not v.plain: x = np.rint(np.clip((x - low)*(255/(high - low)), 0, 255)).astype(np.uint8)
-                o[:] = x[..., None]
-            return out[at]
-    return read
 
 # %% ../../nbs/10c_data.nifti.ipynb #4097c5ea
 def write_nifti(
