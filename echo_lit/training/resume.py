@@ -93,22 +93,21 @@ def kept_by(
     "What of a callback a checkpoint holds."
     return [n for c, names in KEPT.items() if isinstance(cb, c) for n in names if hasattr(cb, n)] + list(getattr(cb, 'kept', ()))
 
-# %% ../../nbs/31a_training.resume.ipynb #e52f6d5d
+# %% ../../nbs/31a_training.resume.ipynb #07583f8a
 def training_state(
     learn: EchoLearner, # In training
     done: int = 0, # Training batches of this epoch that are over
     epochs: int = 0, # Epochs that are over
-    began: tuple|None = None, # As in `loader_state`
 ) -> dict: # Plain, without what differs between processes
     "Everything that a run goes on from."
     smooth, scaler = learn.recorder.smooth_loss, getattr(learn, 'scaler', None)
     return plain(dict(
         model=get_model(learn.model).state_dict(), opt=learn.opt.state_dict(), grads=[p.grad for p in learn.model.parameters()],
         begin=(epochs, done, getattr(learn, 'n_iter', 0)), n_epoch=learn.n_epoch, train_iter=learn.train_iter, pct_train=learn.pct_train,
-        smooth=(smooth.count, smooth.val), scaler=scaler and scaler.state_dict(), loader=loader_state(learn.dls.train, began),
+        smooth=(smooth.count, smooth.val), scaler=scaler and scaler.state_dict(),
         kept={cb.name: {n: getattr(cb, n) for n in kept_by(cb)} for cb in learn.cbs}))
 
-# %% ../../nbs/31a_training.resume.ipynb #d84edb14
+# %% ../../nbs/31a_training.resume.ipynb #8fe421e9
 def restore_training(
     learn: EchoLearner, # About to train
     state: dict, # From `training_state`
@@ -120,7 +119,6 @@ def restore_training(
     learn.begin, learn.train_iter = state['begin'], state['train_iter']
     learn.recorder.smooth_loss.count, learn.recorder.smooth_loss.val = state['smooth']
     if state['scaler']: learn.scaler.load_state_dict(state['scaler'])
-    restore_loader(learn.dls.train, state['loader'])
     for cb in learn.cbs:
         for n, v in state['kept'].get(cb.name, {}).items(): setattr(cb, n, list(v) if isinstance(v, Tensor) and v.ndim else v)
 
@@ -144,7 +142,7 @@ class Checkpoints(TrackerCallback):
     @property
     def last(self) -> Path: return self.folder/'last.pt'
 
-# %% ../../nbs/31a_training.resume.ipynb #6ed261f5
+# %% ../../nbs/31a_training.resume.ipynb #25759deb
 @patch
 def save(self: Checkpoints,
     epochs: int, # Epochs that are over
@@ -152,13 +150,13 @@ def save(self: Checkpoints,
     end: bool = False, # The run is over
 ):
     "Replaces the last checkpoint."
-    ranks = [own := random_state()]
+    ranks = [own := dict(random=random_state(), loader=loader_state(self.dls.train, self.began if done else None))]
     if num_distrib() > 1: dist.all_gather_object(ranks := [None]*num_distrib(), own)
     if rank_distrib(): return
-    state = training_state(self.learn, done, epochs, self.began if done else None)
+    state = training_state(self.learn, done, epochs)
     with whole_file(self.last) as f: torch.save(dict(state, ranks=ranks, end=end, key=self.key), f)
 
-# %% ../../nbs/31a_training.resume.ipynb #588c0c8c
+# %% ../../nbs/31a_training.resume.ipynb #83711ad1
 @patch
 def restore(self: Checkpoints) -> bool: # True if the run was over
     "Goes on from the last checkpoint, if there is one."
@@ -168,7 +166,9 @@ def restore(self: Checkpoints) -> bool: # True if the run was over
         if was != now: raise ResumeError(f'{self.last} is of a run with other {what} ({was!r}, now {now!r}): repeat its command, or use another folder')
     restore_training(self.learn, state)
     self.share = state['pct_train'] if state['begin'][1] else None
-    self.random = state['ranks'][rank_distrib()]
+    own = state['ranks'][rank_distrib()]
+    self.random = own['random']
+    restore_loader(self.dls.train, own['loader'])
     restore_random(self.random)
     return state['end']
 
