@@ -86,16 +86,17 @@ def disk_volume(
     d = np.linalg.norm(tracing.points[:n] - tracing.points[:n - 1:-1], axis=1)
     return float(np.pi/4*(d**2).sum()*np.linalg.norm(tracing.axis[1] - tracing.axis[0])/n)
 
-# %% ../../nbs/17a_data.echonet.ipynb #9393796f
+# %% ../../nbs/17a_data.echonet.ipynb #19464dba
 _TERMS = 'personal, non-commercial research; no redistribution, no derivatives, no sharing of the link'
+_DYNAMIC = Card('EchoNet-Dynamic', _TERMS, 'https://echonet.github.io/dynamic', 'Ouyang et al., Nature 580:252 (2020)', 'seen',
+    'the reader in github.com/echonet/dynamic')
 _TWISTED = Erratum('0X4F55DC7F6080587E', 'left out by public readers of the set for its traced frame', 'four of them on github', '2026.11')
 
-# %% ../../nbs/17a_data.echonet.ipynb #72d6b31f
+# %% ../../nbs/17a_data.echonet.ipynb #8323be58
 class EchoNetDynamic(Dataset):
     "10,030 apical four-chamber videos with ejection fraction, volumes and two traced frames."
     name = 'echonet-dynamic'
-    card = Card('EchoNet-Dynamic', _TERMS, 'https://echonet.github.io/dynamic', 'Ouyang et al., Nature 580:252 (2020)', 'seen',
-        'the reader in github.com/echonet/dynamic')
+    card = _DYNAMIC
     needs = ('FileList.csv', 'VolumeTracings.csv', 'Videos')
     splits = {'official': "the Split column of FileList.csv, which is the paper's"}
     errata = (_TWISTED,)
