@@ -20,7 +20,8 @@ from ..training.loaders import open_corpora, patient_split
 from ..vocabulary import COARSE_VIEWS, FINDINGS, SECTION_VIEWS, SECTIONS
 
 # %% auto #0
-__all__ = ['WANTED', 'corpus_queries', 'voted', 'relative_error', 'best_cut', 'best_gate', 'least_similarity', 'calibrate']
+__all__ = ['SHUT', 'WANTED', 'corpus_queries', 'voted', 'relative_error', 'best_cut', 'best_gate', 'least_similarity',
+           'calibrate']
 
 # %% ../../nbs/53a_evaluate.calibrate.ipynb #30978ed8
 @torch.inference_mode()
@@ -70,17 +71,19 @@ def best_cut(
     best = grid[scores >= np.nanmax(scores) - 1e-9]
     return round(float(best[len(best)//2]), 3)
 
-# %% ../../nbs/53a_evaluate.calibrate.ipynb #2824590b
+# %% ../../nbs/53a_evaluate.calibrate.ipynb #2a09519f
+SHUT = 2. # More than any confidence
+
 def best_gate(
     confidence: np.ndarray, # `[n]`
     right: np.ndarray, # bool `[n]`
     wanted: float, # Share of right answers among those that pass
-    keep: float = .6, # Share that passes at least
+    fewest: int = 10, # Answers that must pass
 ) -> float: # Confidence needed
     "Lowest gate that gives the wanted share of right answers."
-    grid = np.arange(.2, .96, .025)
-    good = [g for g in grid if (confidence >= g).any() and right[confidence >= g].mean() >= wanted]
-    return round(float(min(good[0] if good else 1, np.quantile(confidence, 1 - keep))), 3)
+    grid = np.arange(.2, .996, .025)
+    good = [g for g in grid if (confidence >= g).sum() >= fewest and right[confidence >= g].mean() >= wanted]
+    return round(float(good[0]), 3) if good else SHUT
 
 # %% ../../nbs/53a_evaluate.calibrate.ipynb #ea4341ef
 def least_similarity(
@@ -94,19 +97,26 @@ def least_similarity(
     nearest = [machine.index.search(q[i], 1)[0].ravel() for q, i in zip(queries, can) if i]
     return round(float(np.quantile(np.concatenate(nearest), share)), 3)
 
-# %% ../../nbs/53a_evaluate.calibrate.ipynb #e9963a06
+# %% ../../nbs/53a_evaluate.calibrate.ipynb #4b99da69
+WANTED = dict(present=.95, graded=.75, measured=.85) # Share of right answers among those written
+
 def _shares(code, votes, truths):
     pairs = [(v[code].confidence if v[code].value else 1 - v[code].confidence, t[code]) for v, t in zip(votes, truths) if code in v and code in t]
     return np.array([p for p, _ in pairs]), np.array([t for _, t in pairs], bool)
 
-def _sureness(kind, votes, truths):
-    def right(f, true): return abs(f.value - true) <= (f.type.high - f.type.low)/10 if kind == 'measured' else f.value == true
-    pairs = [(f.confidence, right(f, t[c])) for v, t in zip(votes, truths) for c, f in v.items() if c in t and f.kind == kind]
+def _sureness(asked, votes, truths):
+    def right(f, true): return abs(f.value - true) <= (f.type.high - f.type.low)/10 if f.kind == 'measured' else f.value == true
+    pairs = [(f.confidence, right(f, t[c])) for v, t in zip(votes, truths) for c, f in v.items() if c in t and asked in (c, f.kind)]
     return np.array([p for p, _ in pairs]), np.array([r for _, r in pairs], bool)
 
-# %% ../../nbs/53a_evaluate.calibrate.ipynb #8f8c320a
-WANTED = dict(present=.95, graded=.75, measured=.85) # Share of right answers among those written
+def _gates(votes, truths, fewest=30):
+    "Gates by kind, and by code for findings with enough answers."
+    found = {c: f.kind for v in votes for c, f in v.items()}
+    gates = {k: best_gate(*_sureness(k, votes, truths), wanted) for k, wanted in WANTED.items()}
+    each = {c: _sureness(c, votes, truths) for c in FINDINGS if c in found}
+    return gates | {c: best_gate(*pairs, WANTED[found[c]]) for c, pairs in each.items() if len(pairs[0]) >= fewest}
 
+# %% ../../nbs/53a_evaluate.calibrate.ipynb #015bf25b
 def calibrate(
     folder: str|Path, # A bundle
     data: str|Path, # The corpus it was trained on
@@ -121,9 +131,8 @@ def calibrate(
     said = votes(settings)
     cuts = {c: best_cut(*_shares(c, said, truths)) for c, t in FINDINGS.items() if t.kind == 'present' and sum(bool(x.get(c)) for x in truths) >= 5}
     said = votes(replace(settings, cuts=cuts))
-    gate = {k: best_gate(*_sureness(k, said, truths), wanted) for k, wanted in WANTED.items()}
     chosen = dict(k=settings.k, pool=settings.pool, temperature=settings.temperature, windows=settings.windows,
-                  similarity=least_similarity(machine, queries, seen), gate=gate, cuts=cuts)
+                  similarity=least_similarity(machine, queries, seen), gate=_gates(said, truths), cuts=cuts)
     path = Path(folder)/'config.json'
     config = json.loads(path.read_text(encoding='utf-8')) | dict(interpret=chosen)
     write_atomically(path, json.dumps(config, indent=1, ensure_ascii=False))

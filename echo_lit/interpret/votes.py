@@ -89,7 +89,7 @@ def consistent(
         out['wall_motion_abnormality'] = replace(out['wall_motion_abnormality'], value=True, confidence=sure, method='from a region')
     return out
 
-# %% ../../nbs/40a_interpret.votes.ipynb #743514fc
+# %% ../../nbs/40a_interpret.votes.ipynb #c4c403b1
 @dataclass(frozen=True)
 class Settings:
     "How a model's neighbours become a report."
@@ -99,7 +99,7 @@ class Settings:
     temperature: float = .05 # See `vote_weights`
     windows: int = 3 # Windows averaged in a long clip
     similarity: float = 0. # A section whose nearest report is farther than this is not assessed
-    gate: dict = field(default_factory=lambda: dict(present=.55, graded=.4, measured=.4)) # Least confidence, by kind
+    gate: dict = field(default_factory=lambda: dict(present=.55, graded=.4, measured=.4)) # Least confidence, by kind, or by code where it is known better
     cuts: dict = field(default_factory=dict) # Code to share of 'present'; one half where none is given
     kinds: tuple = ('bmode', 'colour') # Kinds of clip that the model was made for
 
@@ -144,16 +144,16 @@ def section_votes(
         votes.findings[code] = vote(code, values, vote_weights(votes.similarity[who], settings.temperature), settings.cuts.get(code, .5))
     return votes if votes.findings else replace(votes, reason='too few similar reports state what these views show')
 
-# %% ../../nbs/40a_interpret.votes.ipynb #2cb91170
+# %% ../../nbs/40a_interpret.votes.ipynb #d0d471a9
 def passes(
     finding: Finding, # After `consistent`
     found: dict[str, Finding], # All of them
-    gate: dict, # Kind to least confidence
+    gate: dict, # Kind or code to least confidence
 ) -> bool:
     "Whether a finding is sure enough to be written."
     sources = finding.method.removeprefix('from ').split(' and ') if finding.method.startswith('from ') else []
     if sources and all(s in found for s in sources): return all(passes(found[s], found, gate) for s in sources)
-    return (finding.confidence or 0) >= gate[finding.kind]
+    return (finding.confidence or 0) >= gate.get(finding.code, gate[finding.kind])
 
 # %% ../../nbs/40a_interpret.votes.ipynb #a4c45bd0
 def findings_table(
