@@ -166,7 +166,7 @@ def _j2k_stream(data):
     space = ('grey', 'one component') if n == 1 else ('rgb', 'J2K component transform') if mixed else (None, '')
     return Stream(y1 - y0, x1 - x0, n, bits, *space)
 
-# %% ../../nbs/10_data.pixels.ipynb #6a4fa7cc
+# %% ../../nbs/10_data.pixels.ipynb #0e22e834
 _AS_STORED = b'\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00'
 
 def _without_marks(data):
@@ -178,11 +178,12 @@ def _without_marks(data):
 def decode_jpeg(
     data: bytes, # A baseline JPEG image
     space: str = 'ybr', # 'grey', 'rgb' or 'ybr', as decided for the file; 'stored' leaves Y, Cb, Cr as they are
+    out: np.ndarray|None = None, # uint8 `[H,W,3]` to decode into; None: a new one
 ) -> np.ndarray: # uint8 RGB `[H,W,3]`
     "One JPEG frame in RGB."
     if space == 'stored': data = _without_marks(data)
     if space == 'rgb' and read_stream(data).space is None: data = data[:2] + _AS_STORED + data[2:]
-    try: return simplejpeg.decode_jpeg(data, colorspace='RGB')
+    try: return simplejpeg.decode_jpeg(data, colorspace='RGB', buffer=out)
     except ValueError as e: raise CineError(f'a frame is not a whole JPEG: {e}') from None
 
 # %% ../../nbs/10_data.pixels.ipynb #a7b6fbd5

@@ -12,23 +12,28 @@ import numpy as np
 from ..core import Region
 
 # %% auto #0
-__all__ = ['change_share', 'largest_hull', 'Sector', 'find_sector', 'sector_mask', 'times_lit', 'published_mask', 'sector_box']
+__all__ = ['change_share', 'small_greys', 'largest_hull', 'Sector', 'find_sector', 'grey_sector', 'sector_mask', 'times_lit',
+           'ever_lit', 'published_mask', 'sector_box']
 
-# %% ../../nbs/12_data.sector.ipynb #913dc1da
+# %% ../../nbs/12_data.sector.ipynb #4749e63f
 def change_share(
     frames: np.ndarray, # uint8 RGB `[T,H,W,3]`, T >= 2
     level: int = 2, # Grey levels that count as a change
     side: int = 320, # Pixels that the shorter side is reduced to, about
 ) -> np.ndarray: # float32 `[h,w]` in 0..1
     "In which share of the steps from frame to frame each pixel changes."
-    return _changes(_grey(frames, side), level)
+    return _changes(small_greys(frames, side), level)
 
 def _changes(grey, level):
     n = np.zeros(grey[0].shape, np.float32)
     for a, b in zip(grey, grey[1:]): cv2.accumulate(cv2.threshold(cv2.absdiff(a, b), level - 1, 1, cv2.THRESH_BINARY)[1], n)
     return n/(len(grey) - 1)
 
-def _grey(frames, side):
+def small_greys(
+    frames: np.ndarray, # uint8 RGB `[T,H,W,3]`
+    side: int = 320, # Pixels that the shorter side is reduced to, about
+) -> list[np.ndarray]: # uint8 `[h,w]` of each frame
+    "What the search for the fan looks at."
     h, w = frames.shape[1:3]
     k = max(1, round(min(h, w)/side))
     small = (max(1, w//k), max(1, h//k))
@@ -55,7 +60,7 @@ class Sector:
     source: str # 'motion', 'light', 'region' or 'frame'
     note: str = '' # Why an earlier way was given up
 
-# %% ../../nbs/12_data.sector.ipynb #0edef59e
+# %% ../../nbs/12_data.sector.ipynb #0ab928c3
 def find_sector(
     frames: np.ndarray, # uint8 RGB `[T,H,W,3]`, any T >= 1; sixteen spread over a beat are enough
     region: Region|None = None, # Where the file says the picture is
@@ -64,8 +69,18 @@ def find_sector(
 ) -> Sector: # Never an empty mask
     "The imaging sector by the first way that gives one."
     _check_frames(frames)
-    grey, shape, note = _grey(frames, 320), frames.shape[1:3], 'one frame'
-    if len(frames) > 1:
+    return grey_sector(small_greys(frames), frames.shape[1:3], region, share, light)
+
+def grey_sector(
+    grey: list[np.ndarray], # From `small_greys`
+    shape: tuple[int, int], # Rows and columns of a frame
+    region: Region|None = None, # As in `find_sector`
+    share: float = .15, # As in `find_sector`
+    light: int = 10, # As in `find_sector`
+) -> Sector: # Never an empty mask
+    "The imaging sector, where the frames themselves are no longer at hand."
+    note = 'one frame'
+    if len(grey) > 1:
         sure, faint = (_fan(_changes(grey, level) >= k, shape, region) for level, k in ((2, share), (1, .4)))
         if sure is not None: return Sector(faint if _a_little_larger(faint, sure) else sure, 'motion')
         note = 'no fan by motion'
@@ -129,10 +144,20 @@ def times_lit(
     for f in frames: n += lit(f)
     return n
 
-# %% ../../nbs/12_data.sector.ipynb #09dc55ab
+# %% ../../nbs/12_data.sector.ipynb #cb245d3d
+def ever_lit(
+    low: np.ndarray, # uint8 `[H,W,3]`, least Y, Cb, Cr of each pixel
+    high: np.ndarray, # Greatest
+) -> np.ndarray|None: # uint8 `[H,W]`, 1 where lit in some frame; None where that has to be counted
+    "Which pixels were not black all the time."
+    def within(x, near): return cv2.inRange(x, (0, 128 - near, 128 - near), (0, 128 + near, 128 + near))
+    black, doubt = (cv2.bitwise_and(within(low, near), within(high, near)) for near in (0, 2))
+    return None if cv2.countNonZero(black) < cv2.countNonZero(doubt) else (black == 0).astype(np.uint8)
+
+# %% ../../nbs/12_data.sector.ipynb #5dc9ce32
 def published_mask(
     frames: np.ndarray, # uint8 `[T,H,W,3]`, Y, Cb, Cr as stored
-    count: np.ndarray|None = None, # From `times_lit`, where `frames` are the first and the last alone
+    count: np.ndarray|None = None, # From `times_lit` or `ever_lit`, where `frames` are the first and the last alone
 ) -> np.ndarray: # bool `[H,W]`, empty where the first frame equals the last
     "EchoPrime's mask of the ultrasound, bit for bit."
     _check_frames(frames)
