@@ -87,7 +87,9 @@ class EchoLearner(Learner):
             raise
         finally: self.fitting = False
     def _do_fit(self):
-        for self.epoch in range(self.begin[0], self.n_epoch): self._with_events(self._do_epoch, 'epoch', CancelEpochException)
+        for epoch in range(self.begin[0], self.n_epoch):
+            self.epoch = epoch
+            self._with_events(self._do_epoch, 'epoch', CancelEpochException)
     def all_batches(self):
         done = self.begin[1] if self.training else 0
         if not done: return super().all_batches()
