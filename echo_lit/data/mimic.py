@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from ..core import EchoError
 from .datasets import Card, Dataset, read_table
 from .manifest import file_row
-from .structured_report import in_unit
+from .codes import in_unit
 from ..vocabulary import FINDINGS, table_rows
 
 # %% auto #0

@@ -6,7 +6,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 
 from echo_lit.core import EchoError
-from echo_lit.data.structured_report import _FORWARD, _UNITS, RULES, in_unit, read_structured_report, read_reports, report_labels, sr_numbers, unread_codes
+from echo_lit.data.codes import _UNITS, RULES, in_unit
+from echo_lit.data.structured_report import _FORWARD, read_reports, read_structured_report, report_labels, sr_numbers, unread_codes
 from echo_lit.vocabulary import FINDINGS
 
 UCUM = {'cm': 'cm', 'cm²': 'cm2', 'mL': 'ml', 'm/s': 'm/s', 'cm/s': 'cm/s', 'ms': 'ms', 'mmHg': 'mm[Hg]', '%': '%', '': '1',
