@@ -15,7 +15,8 @@ from fastai.data.core import DataLoaders
 from torch import Tensor
 from ..core import EchoError
 from ..data.contract import InputContract
-from ..data.manifest import label_values, labels, no_overlap, owners, usable
+from ..data.manifest import labels, owners, usable
+from ..data.splits import label_values, no_overlap
 from ..data.shards import Shards
 from .reader import BatchReader, ClipReader, EchoLoader, stacked
 

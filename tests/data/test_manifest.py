@@ -7,20 +7,9 @@ import pytest
 
 from echo_lit.core import cell_text, safe_cell
 from echo_lit.data.cine import write_dicom, write_video
-from echo_lit.data.manifest import (
-    ManifestError,
-    confounding,
-    counts,
-    implausible,
-    manifest,
-    no_overlap,
-    overlap,
-    read_manifest,
-    scan,
-    split_patients,
-    write_manifest,
-)
+from echo_lit.data.manifest import ManifestError, counts, manifest, read_manifest, scan, write_manifest
 from echo_lit.data.processes import in_processes
+from echo_lit.data.splits import confounding, implausible, no_overlap, overlap, split_patients
 
 
 def frames(seed, n=5): return np.random.default_rng(seed).integers(0, 255, (n, 48, 64, 3), np.uint8)
