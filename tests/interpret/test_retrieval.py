@@ -34,6 +34,33 @@ def test_equal_rows_come_in_order():
     x, table = bank(300); x[:] = x[0]
     for chunk in (13, 300): assert ReportIndex(x, table, chunk).search(x[0].astype(float), 40)[1].tolist() == [list(range(40))]
 
+def test_more_equal_rows_than_proposed():
+    "Rows of a few vectors each, so that the k-th neighbour is one of hundreds alike."
+    rng = np.random.default_rng(0)
+    for m, k, queries, chunk, few in ((301, 50, 25, 32768, 8), (301, 80, 5, 32768, 8), (1003, 250, 5, 100, 2), (1003, 3, 25, 1000, 3)):
+        kinds = rng.normal(size=(few, 512)); kinds = (kinds/np.linalg.norm(kinds, axis=1, keepdims=True)).astype(np.float16)
+        x = kinds[rng.integers(few, size=m)]
+        q = kinds[rng.integers(few, size=queries)] + .01*rng.normal(size=(queries, 512))
+        slow = np.round(q @ x.T.astype(float), 9)
+        assert np.array_equal(nearest_rows(x, q, k, chunk=chunk)[1], np.argsort(-slow, axis=1, kind='stable')[:, :k])
+
+def test_damaged_rows_of_a_file(tmp_path):
+    x, table = bank(1000); bad = [7, *(i for i in range(900, 1000) if i % 15)]; x[bad] = np.nan
+    np.save(tmp_path/'embeddings.npy', x); table.to_parquet(tmp_path/'reports.parquet')
+    for chunk in (13, 1000):
+        rows = ReportIndex.load(tmp_path, chunk).search(np.ones(16), 50)[1][0]
+        assert len(set(rows)) == 50 and not set(rows) & set(bad)
+        with pytest.raises(RetrievalError, match='damaged'): ReportIndex.load(tmp_path, chunk).search(np.ones(16), 910)
+    x[:, 0] = np.inf; np.save(tmp_path/'embeddings.npy', x)
+    with pytest.raises(RetrievalError): ReportIndex.load(tmp_path).search(np.ones(16), 5)
+    with pytest.raises(RetrievalError, match='row 3 .* not finite'): ReportIndex(np.where(np.arange(1000)[:, None] == 3, np.nan, bank(1000)[0]), table)
+
+def test_patients_written_as_numbers(tmp_path):
+    x, table = bank(9); np.save(tmp_path/'embeddings.npy', x)
+    for ids in (np.arange(9)//3, (np.arange(9)//3).astype(float), pd.Categorical(np.arange(9)//3), [f' {i//3} ' for i in range(9)]):
+        table.assign(patient_id=ids).to_parquet(tmp_path/'reports.parquet')
+        assert sorted(ReportIndex.load(tmp_path).search(np.ones(16), 9, '1')[1][0]) == [0, 1, 2, 6, 7, 8]
+
 @pytest.mark.parametrize('bad', [np.zeros(16), np.full(16, np.nan), np.full(16, np.inf)])
 def test_empty_queries_are_refused(bad):
     with pytest.raises(RetrievalError): ReportIndex(*bank(9)).search(bad)
