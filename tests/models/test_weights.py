@@ -16,7 +16,7 @@ from torch import nn
 from echo_lit.core import EchoError
 from echo_lit.data.candidates import plain_pickle
 from echo_lit.models.hub import Bundle, Origin, load_bundle, load_model, origins, phantom_tiny, save_bundle
-from echo_lit.models.weights import PREFIXES, WeightsError, load_weights, read_checkpoint, read_weights, strip_prefixes
+from echo_lit.models.weights import _PREFIXES, WeightsError, load_weights, read_checkpoint, read_weights, strip_prefixes
 
 
 class Call:
@@ -134,7 +134,7 @@ def test_no_weights_at_all(tmp_path):
     assert 'is a folder' in one_line(tmp_path)
 
 
-@pytest.mark.parametrize('prefix', ['', *PREFIXES, 'module.model.', 'model.encoder.', '_orig_mod.module.encoder.'])
+@pytest.mark.parametrize('prefix', ['', *_PREFIXES, 'module.model.', 'model.encoder.', '_orig_mod.module.encoder.'])
 def test_prefixes_come_off_only_where_they_wrap(prefix):
     wanted = nn.ModuleDict(dict(encoder=nn.Linear(2, 2), model=nn.Linear(2, 2), head=nn.Linear(2, 2))).state_dict()
     assert strip_prefixes({prefix + k: v for k, v in wanted.items()}, wanted).keys() == wanted.keys()
