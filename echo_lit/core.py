@@ -16,8 +16,8 @@ import numpy as np
 if TYPE_CHECKING: import pandas as pd
 
 # %% auto #0
-__all__ = ['KINDS', 'REGION_KINDS', 'STAGES', 'EchoError', 'plain_text', 'safe_cell', 'cell_text', 'Failure', 'SetAside',
-           'Region', 'Clip', 'frame_indices', 'read_frames', 'content_id', 'Study', 'study_table']
+__all__ = ['KINDS', 'REGION_KINDS', 'STAGES', 'EchoError', 'plain_text', 'safe_cell', 'cell_text', 'is_upstream', 'Failure',
+           'SetAside', 'Region', 'Clip', 'frame_indices', 'read_frames', 'content_id', 'Study', 'study_table']
 
 # %% ../nbs/00_core.ipynb #9bfbdf64
 KINDS = ('bmode', 'colour', 'spectral', 'mmode', 'still', 'capture')
@@ -54,6 +54,14 @@ def cell_text(
 ) -> object: # As it was before
     "The text that `safe_cell` was given."
     return x[1:] if isinstance(x, str) and x[:1] == "'" and _FORMULA.match(x) else x
+
+# %% ../nbs/00_core.ipynb #82a5fb0e
+def is_upstream(
+    preset: str, # 'default' or 'upstream'
+) -> bool:
+    "Whether published code is to be followed with its mistakes."
+    if preset not in ('default', 'upstream'): raise EchoError(f"preset is 'default' or 'upstream', got {preset!r}")
+    return preset == 'upstream'
 
 # %% ../nbs/00_core.ipynb #aa5259b2
 STAGES = ('open', 'decode', 'preprocess', 'encode')
