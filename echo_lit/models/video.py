@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..data.contract import InputContract
 
 # %% auto #0
-__all__ = ['VideoTower', 'autocast', 'with_motion', 'ResidualBlock', 'FrameEncoder', 'FrameToken', 'time_positions',
+__all__ = ['VideoTower', 'fast_dtype', 'autocast', 'with_motion', 'ResidualBlock', 'FrameEncoder', 'FrameToken', 'time_positions',
            'FrameVideoTower', 'video_tower']
 
 # %% ../../nbs/20_models.video.ipynb #296cf3fc
@@ -36,14 +36,20 @@ class VideoTower(nn.Module):
         "Kind, sizes and contract as plain values."
         return dict(kind=self.kind, **self.sizes, contract=self.contract.to_dict())
 
-# %% ../../nbs/20_models.video.ipynb #2e7098f8
+# %% ../../nbs/20_models.video.ipynb #a476b3b5
+def fast_dtype(
+    device: str|torch.device = 'cpu', # Where the model runs
+) -> torch.dtype: # bfloat16 or float32
+    "The type of number that a device multiplies fastest, of those that keep the range of float32."
+    kind = torch.device(device).type
+    fast = torch.cuda.is_bf16_supported() if kind == 'cuda' else kind == 'cpu' and torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast else torch.float32
+
 def autocast(
     device: str|torch.device = 'cpu', # Where the model runs
 ) -> torch.autocast: # Context manager: bfloat16 where it is fast, otherwise no change
     "Mixed precision where the device gains from it."
-    kind = torch.device(device).type
-    fast = torch.cuda.is_bf16_supported() if kind == 'cuda' else kind == 'cpu' and torch.cpu._is_amx_tile_supported()
-    return torch.autocast(kind, torch.bfloat16, enabled=fast)
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=fast_dtype(device) == torch.bfloat16)
 
 # %% ../../nbs/20_models.video.ipynb #e6072f10
 def with_motion(
