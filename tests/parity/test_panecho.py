@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from echo_lit.models.hub import load_model
-from echo_lit.models.panecho import PANECHO_CONTRACT, PANECHO_TASKS, FrameTransformer, PanEchoTower, frame_positions, panecho_answers
+from echo_lit.models.panecho import PANECHO_CONTRACT, PANECHO_TASKS, FrameTransformer, PanEchoTower, panecho_answers
+from echo_lit.models.vit import sine_table
 
 FOLDER = Path(__file__).parent/'golden'/'echoprime'
 GOLDEN = json.loads((FOLDER/'panecho.json').read_text())
@@ -42,7 +43,7 @@ def published_layout():
 
 def write_download(folder):
     "panecho.pt as the release has it, with formula weights."
-    weights = {**formula_weights(published_layout(), keep=[PE]), PE: frame_positions(16, 768)[None]}
+    weights = {**formula_weights(published_layout(), keep=[PE]), PE: sine_table(16, 768)[None]}
     torch.save({'weights': weights}, folder/'panecho.pt')
     return folder
 
@@ -66,7 +67,7 @@ def test_from_download_to_answers(tmp_path):
     with torch.inference_mode():
         vectors = bundle.video(clip)
         assert np.abs(vectors.numpy() - arrays['panecho_backbone']).max() < 1e-4
-        assert np.abs(bundle.video.frames(clip[:, :, :1])[:, 0].numpy() - arrays['panecho_image_encoder']).max() < 1e-4
+        assert np.abs(bundle.video.frame_vectors(clip[:, :, :1])[:, 0].numpy() - arrays['panecho_image_encoder']).max() < 1e-4
         logits = bundle.video.logits(vectors)
     for name, x in rows('raw').items(): assert torch.allclose(logits[name], x, atol=1e-4), name
     for name, x in rows('act').items(): assert torch.allclose(panecho_answers(logits, 'upstream')[name], x, atol=1e-4), name
