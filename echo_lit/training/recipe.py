@@ -184,7 +184,7 @@ def embed_stage(
         versions.append(changed)
     return dict(zip(('vectors', 'views'), map(torch.stack, zip(*versions))))
 
-# %% ../../nbs/34a_training.recipe.ipynb #4d4d7aaf
+# %% ../../nbs/34a_training.recipe.ipynb #5f75a8fb
 def attention_stage(
     recipe: dict, # Settings
     corpus: Corpus, # Studies
@@ -201,7 +201,7 @@ def attention_stage(
     of = [clips['vectors'], clips['views'], corpus.study_rows]
     dls = DataLoaders(study_loader(*of, train, y, c['batch'], True, seed=recipe['seed']), study_loader(*of, valid, y, c['batch']))
     with torch.no_grad(): bundle.attention.project.copy_(start)
-    learn = attention_learner(dls, bundle.attention, *bank, bundle.text.encode(words).clone(), words, codec, lr=c['lr'], wd=c['decay'], half=False)
+    learn = attention_learner(dls, bundle.attention, codec, *bank, bundle.text.encode(words).clone(), words, lr=c['lr'], wd=c['decay'], half=False)
     fit(learn, c['epochs'])
     return dict(bundle.attention.state_dict(), scale=learn.model.scale())
 
