@@ -25,7 +25,7 @@ from .reader import EchoLoader
 
 # %% auto #0
 __all__ = ['report_lines', 'line_number', 'true_of', 'ReportTokens', 'read_lines', 'pair_tokens', 'near_reports', 'Apart',
-           'pair_batches', 'only_kinds']
+           'pair_items', 'pair_batches', 'only_kinds']
 
 # %% ../../nbs/33b_training.pairs.ipynb #61bc0fea
 def report_lines(
@@ -149,7 +149,19 @@ class Apart:
         rest = (p for p in left if p not in set(batch))
         return batch + [p for p, _ in zip(rest, range(bs - len(batch)))]
 
-# %% ../../nbs/33b_training.pairs.ipynb #2bd33ff1
+# %% ../../nbs/33b_training.pairs.ipynb #0050b6e2
+def pair_items(
+    table: pd.DataFrame, # A manifest with a column of text
+    column: str = 'report', # The text
+    studies: bool = False, # Items are studies; else clips
+) -> pd.DataFrame: # One row an item: text, owner
+    "What is said of each item, and whose it is; a study, or a clip, stands for a patient that nobody knows."
+    rows = usable(table).reset_index(drop=True)
+    who = owners(rows.assign(excluded=True)).fillna(rows.dataset + '/' + rows.study_id).fillna(rows.clip_id).to_numpy()
+    groups, texts = reported(rows, column, studies)
+    return pd.DataFrame(dict(text=texts, owner=[who[g[0]] for g in groups]))
+
+# %% ../../nbs/33b_training.pairs.ipynb #a960da3f
 def pair_batches(
     table: pd.DataFrame, # A manifest with a column of text
     source: str|Path|Shards, # The folder of its paths, or shards
@@ -158,15 +170,13 @@ def pair_batches(
     column: str = 'report', # The text
     most: int|None = None, # Clips of a study, which then is the item; None: every clip by itself
     train: bool = False, # Shuffled, windows from anywhere, augmented
-    near: Sequence|None = None, # From `near_reports`, of the items that `reported` lists
+    near: Sequence|None = None, # From `near_reports`, of the items that `pair_items` lists; for training
     share: float = .5, # Of a batch that are near its first item
     **kwargs, # To `report_batches`: augment, seed, bs, weights, max_lost, workers, rank, world, on_batch
 ) -> EchoLoader: # Yields clips uint8 `[B,3,T,H,W]` (or `[S,N,3,T,H,W]` and mask), ids and mask `[B,L]`, lines `[B,K,2]`
     "Clips or studies with what their reports say, no two of a patient in a batch of training."
-    rows = usable(table).reset_index(drop=True)
-    who = owners(rows.assign(excluded=True)).fillna(rows.dataset + '/' + rows.study_id).fillna(rows.clip_id).to_numpy()
-    owner = [who[g[0]] for g in reported(rows, column, bool(most))[0]]
-    if near is not None and len(near) != len(owner): raise EchoError(f'neighbours of {len(near)} items for {len(owner)} of the table')
+    owner = pair_items(table, column, bool(most)).owner.to_numpy()
+    if train and near is not None and len(near) != len(owner): raise EchoError(f'neighbours of {len(near)} items for {len(owner)} of the table')
     shown = tokens if train else replace(tokens, show='whole')
     def read(texts: list[str]) -> tuple[Tensor, Tensor, Tensor]: return pair_tokens(shown, texts)
     return report_batches(table, source, contract, column, read, most, train, arrange=Apart(owner, near, share), **kwargs)
