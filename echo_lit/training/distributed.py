@@ -176,7 +176,7 @@ def torchrun_line(
     where = f'--rdzv-backend=c10d --rdzv-endpoint={head}:29500 --rdzv-id="${{SLURM_JOB_ID:-1}}"' if nodes > 1 else '--standalone'
     return f'torchrun --nnodes={nodes} --nproc-per-node={gpus} {where} --no-python {shlex.join(command)} --ranks {nodes*gpus}'
 
-# %% ../../nbs/31b_training.distributed.ipynb #62e334c1
+# %% ../../nbs/31b_training.distributed.ipynb #58ad2d0a
 SLURM = """#!/bin/bash
 #SBATCH --job-name={name}
 #SBATCH --nodes={nodes}
@@ -193,6 +193,7 @@ HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun {line}
 """
 
+# %% ../../nbs/31b_training.distributed.ipynb #7de5af11
 def slurm_script(
     command: Sequence[str], # Words of the command: `echo_lit train ...`
     name: str = 'echo_lit', # Of the job and its log

@@ -76,7 +76,7 @@ def data_facts(
     out = table[table.excluded].exclude_reason.str.split(':').str[0].value_counts()
     return dict(hash=blake2b(lines.tobytes(), digest_size=8).hexdigest(), rows=len(table), used=int((~table.excluded).sum()), excluded=out.to_dict())
 
-# %% ../../nbs/31c_training.record.ipynb #ad883fd9
+# %% ../../nbs/31c_training.record.ipynb #9e888a77
 def start_facts() -> dict: # Plain values
     "When, by which command, on what and with which versions."
     names = ('torch', 'torchvision', 'fastai', 'timm', 'transformers', 'numpy', 'pandas', 'accelerate')
@@ -88,6 +88,7 @@ def _version(name):
     try: return version(name)
     except PackageNotFoundError: return None
 
+# %% ../../nbs/31c_training.record.ipynb #aa5f47e1
 def run_card(
     path: str|Path, # JSON file; what an earlier start wrote is kept
     **facts: object, # settings, data, contract, seed: anything JSON can say

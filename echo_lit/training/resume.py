@@ -49,15 +49,17 @@ def plain(
 # %% ../../nbs/31a_training.resume.ipynb #c10b9208
 def random_state() -> dict: # Of this process
     "Where all random generators stand."
-    return plain(dict(python=random.getstate(), numpy=np.random.get_state(), torch=torch.get_rng_state(),
-                      cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []))
+    name, numbers, *more = np.random.get_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return dict(python=random.getstate(), numpy=[name, numbers.tolist(), *more], torch=torch.get_rng_state(), cuda=cuda)
 
 def restore_random(
     state: dict, # From `random_state`
 ):
     "Puts all random generators back."
+    name, numbers, *more = state['numpy']
     random.setstate(state['python'])
-    np.random.set_state(tuple(v.numpy() if isinstance(v, Tensor) else v for v in state['numpy']))
+    np.random.set_state((name, np.array(numbers, np.uint32), *more))
     torch.set_rng_state(state['torch'])
     if state['cuda']: torch.cuda.set_rng_state_all(state['cuda'])
 
@@ -84,8 +86,8 @@ def restore_loader(
         if state['draws']: dl.draws.bit_generator.state = state['draws']
 
 # %% ../../nbs/31a_training.resume.ipynb #295034d5
-KEPT = {Recorder: ('lrs', 'iters', 'losses', 'values'), ParamScheduler: ('hps',), TrackerCallback: ('best',), EarlyStoppingCallback: ('wait',),
-        GradientAccumulation: ('count',)}
+KEPT = {Recorder: ('lrs', 'iters', 'losses', 'values'), ParamScheduler: ('hps',), GradientAccumulation: ('count',),
+        TrackerCallback: ('best',), EarlyStoppingCallback: ('wait',)}
 
 def kept_by(
     cb: object, # A callback
@@ -161,9 +163,10 @@ def save(self: Checkpoints,
 def restore(self: Checkpoints) -> bool: # True if the run was over
     "Goes on from the last checkpoint, if there is one."
     if not self.last.exists(): return False
-    state, n = read_checkpoint(self.last), max(num_distrib(), 1)
-    for what, was, now in (('settings', state['key'], self.key), ('epochs', state['n_epoch'], self.n_epoch), ('processes', len(state['ranks']), n)):
-        if was != now: raise ResumeError(f'{self.last} is of a run with other {what} ({was!r}, now {now!r}): repeat its command, or use another folder')
+    state = read_checkpoint(self.last)
+    was = dict(settings=state['key'], epochs=state['n_epoch'], processes=len(state['ranks']))
+    for k, now in dict(settings=self.key, epochs=self.n_epoch, processes=num_distrib() or 1).items():
+        if was[k] != now: raise ResumeError(f'{self.last} is of a run with other {k} ({was[k]!r}, now {now!r}): repeat its command, or move it away')
     restore_training(self.learn, state)
     self.share = state['pct_train'] if state['begin'][1] else None
     own = state['ranks'][rank_distrib()]
