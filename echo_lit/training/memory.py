@@ -20,7 +20,7 @@ from ..core import EchoError
 # %% auto #0
 __all__ = ['Autocast', 'floated', 'Float16', 'Accumulate', 'checkpoint_blocks']
 
-# %% ../../nbs/30d_training.memory.ipynb #51b062f1
+# %% ../../nbs/30d_training.memory.ipynb #df657c2d
 class Autocast(Callback):
     "bfloat16 forward passes on whatever device the batch is on; predictions come back as float32."
     order = 10
@@ -31,6 +31,7 @@ class Autocast(Callback):
         self.context.__exit__(None, None, None)
         self.learn.pred = floated(self.pred)
 
+# %% ../../nbs/30d_training.memory.ipynb #adf6cbb0
 def floated(
     x: Tensor|tuple|list|dict, # Predictions of a model
 ) -> Tensor|tuple|list|dict: # Of the same shape, float32

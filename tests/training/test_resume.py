@@ -137,7 +137,7 @@ def test_killed_in_a_batch_and_while_writing(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', ['fastai', 'echo'])
 def test_killed_anywhere(tmp_path, kind):
-    "Before the first checkpoint, behind a backward pass, between two batches, in validation, at several writes, by the clock; also three times and more in a run."
+    "Before the first checkpoint, behind a backward pass, between batches, in validation, at several writes, by the clock; also several times in a run."
     check(killed(tmp_path, kind, [[['batch', 1]], [['step', 4]], [['batch', 5], ['batch', 9]], [['validation', 6 if kind == 'fastai' else 7]],
                                   [['writing', n] for n in (1, 2, 4, 6)], [['batch', 2], ['step', 5], ['writing', 3], ['batch', 10]],
                                   [['time', t] for t in (.3, .5, .7)]]))
