@@ -93,7 +93,7 @@ def fit_temperature(
         inverse[int(slope > 0)] = b
     return 1/inverse.mean().item()
 
-# %% ../../nbs/22_models.views.ipynb #18087fa5
+# %% ../../nbs/22_models.views.ipynb #c2f4fc43
 def abstention_curve(
     probabilities: Tensor, # [N,n] calibrated
     labels: Tensor, # int64 [N]
@@ -104,7 +104,7 @@ def abstention_curve(
     n = torch.arange(1, len(labels) + 1)
     right = (guess == labels)[order].double().cumsum(0)/n
     last = torch.cat([confidence[1:] < confidence[:-1], torch.ones(1, dtype=torch.bool)])
-    return confidence[last], n[last]/len(labels), right[last]
+    return confidence[last], n[last].double()/len(labels), right[last]
 
 # %% ../../nbs/22_models.views.ipynb #94bdd2e1
 def fit_threshold(

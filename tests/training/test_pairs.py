@@ -1,0 +1,161 @@
+"Clips with reports: what is true of what, who shares a batch, and two processes that end with the weights of one."
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from echo_lit.core import EchoError
+from echo_lit.data.cine import write_video
+from echo_lit.data.manifest import manifest, write_manifest
+from echo_lit.models.text import train_tokenizer
+from echo_lit.training.contrastive import ReportRecall, pair_loss
+from echo_lit.training.losses import clip_loss, same_report
+from echo_lit.training.pairs import Apart, ReportTokens, near_reports, pair_tokens, true_of
+
+REPORTS = ['Left Ventricle: Normal. EF 60%.\nPericardium: No effusion.', 'Left Ventricle: Dilated. EF 30%.\nPericardium: No effusion.',
+           'Left Ventricle: Normal. EF 60%.\nPericardium: No effusion.', 'IVC: Dilated.']
+LINES = st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=4), min_size=1, max_size=5)
+TOK = train_tokenizer(REPORTS*3, 150)
+
+
+@settings(max_examples=60, deadline=None)
+@given(LINES, LINES)
+def test_true_of_is_set_inclusion(said, shown):
+    def table(rows): return torch.nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True)
+    right = true_of(table(said), table(shown))
+    for i, s in enumerate(said):
+        for j, t in enumerate(shown): assert right[i, j].item() == (bool(set(t) - {0}) and set(t) - {0} <= set(s))
+
+
+def test_whole_reports_are_positives_where_they_are_equal():
+    *_, lines = pair_tokens(ReportTokens(TOK), REPORTS)
+    assert torch.equal(true_of(*lines.unbind(-1)), same_report(REPORTS, REPORTS))
+    torch.manual_seed(0)
+    out = dict(video=torch.randn(4, 6), text=torch.randn(4, 6), scale=torch.tensor(10.))
+    assert pair_loss(out, lines) == clip_loss(out['video'], out['text'], 10., same_report(REPORTS, REPORTS))
+
+
+@pytest.mark.parametrize('show', ReportTokens.ways)
+@pytest.mark.parametrize('context', [6, 20, 512])
+def test_no_text_is_longer_than_the_context(show, context):
+    torch.manual_seed(0)
+    for _ in range(20):
+        ids, mask, lines = pair_tokens(ReportTokens(TOK, show, context), REPORTS)
+        assert ids.shape[1] <= context and (mask.sum(1) >= 3).all() and (lines[..., 1] != 0).any(1).all()
+        assert ((lines[..., 1] == 0) | (lines[..., 1] == lines[..., 0])).all() and true_of(*lines.unbind(-1)).diagonal().all()
+
+
+def test_draws_come_from_torch():
+    def drawn():
+        torch.manual_seed(3)
+        return [pair_tokens(ReportTokens(TOK, 'some'), REPORTS)[0].tolist() for _ in range(5)]
+    assert drawn() == drawn()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 12), st.integers(0, 99), st.booleans())
+def test_an_arranged_epoch_has_every_item_once(n, bs, patients, seed, again):
+    rng = np.random.default_rng(seed)
+    owner, order = rng.integers(0, patients, n), rng.integers(0, n, n) if again else rng.permutation(n)
+    near = rng.integers(0, n, (n, 3))
+    for arrange in (Apart(owner), Apart(owner, near, .5)):
+        out = arrange(order, bs)
+        assert sorted(out.tolist()) == sorted(order.tolist())
+        left = sorted(order.tolist())
+        for k in range(0, n, bs):
+            batch = out[k:k + bs].tolist()
+            room = len(set(owner[left]))
+            assert len(set(owner[batch])) == min(len(batch), room)
+            for i in batch: left.remove(i)
+
+
+def test_neighbours_are_other_patients_with_other_words():
+    torch.manual_seed(0)
+    texts, owner = [f't{i % 9}' for i in range(40)], [i // 2 for i in range(40)]
+    near = near_reports(torch.randn(40, 5), texts, owner, k=4, rows=7)
+    for i, row in enumerate(near.tolist()): assert all(texts[i] != texts[j] and owner[i] != owner[j] for j in row)
+
+
+def test_recall_knows_duplicates_and_different_lengths():
+    class Told:
+        def __init__(self, video, text, lines): self.pred, self.yb = dict(video=video, text=text), (lines,)
+    recall, eye = ReportRecall(1), torch.eye(5)
+    recall.reset()
+    assert np.isnan(recall.value)
+    for part in (REPORTS[:3], REPORTS[3:] + ['Aorta: Normal.']):
+        rows = slice(0, 3) if part == REPORTS[:3] else slice(3, 5)
+        recall.accumulate(Told(eye[rows], eye[[2, 1, 0, 4, 3]][rows], pair_tokens(ReportTokens(TOK), part)[2]))
+    assert recall.value == pytest.approx(.6)
+
+
+def test_reports_without_words_are_refused():
+    with pytest.raises(EchoError, match='without words'): pair_tokens(ReportTokens(TOK), ['Normal.', ' \n '])
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+from fastai.torch_core import num_distrib, rank_distrib
+from echo_lit.data.contract import InputContract
+from echo_lit.data.manifest import read_manifest
+from echo_lit.models.text import train_tokenizer
+from echo_lit.training.batches import two_loaders
+from echo_lit.training.contrastive import contrastive_learner
+from echo_lit.training.distributed import every_rank, join_ranks
+from echo_lit.training.pairs import ReportTokens, pair_batches
+
+class Video(torch.nn.Module):
+    embed_dim = 8
+    def __init__(self): super().__init__(); self.net = torch.nn.Sequential(torch.nn.Linear(4*16, 16), torch.nn.GELU(), torch.nn.Linear(16, 8))
+    def forward(self, x): return self.net(torch.nn.functional.adaptive_avg_pool3d(x.float()/255, (4, 4, 4)).mean(1).flatten(1))
+
+class Text(torch.nn.Module):
+    embed_dim = 8
+    def __init__(self): super().__init__(); self.words = torch.nn.Embedding(200, 8)
+    def forward(self, ids, mask): return (self.words(ids)*mask[..., None]).sum(1)
+
+folder, siglip, size = Path(sys.argv[1]), sys.argv[2] == 'siglip', 3 if sys.argv[3] == 'parts' else None
+join_ranks()
+world = num_distrib() or 1
+table = read_manifest(folder/'films.parquet')
+tok = train_tokenizer(table.report, 150)
+contract = InputContract(frames=4, seconds=None, stride=1, size=16, crop='centre', mask=False)
+dls = two_loaders(pair_batches, table, folder, contract, ReportTokens(tok), bs=8//world, seed=1)
+torch.manual_seed(0)
+learn = contrastive_learner(dls, Video(), Text(), siglip=siglip, size=size, ks=(1,), lr=1e-2, half=False)
+with every_rank(learn), learn.no_bar(), learn.no_logging(): learn.fit(2)
+if not rank_distrib(): torch.save(dict(weights=learn.model.state_dict(), log=list(map(float, learn.recorder.values[-1]))), sys.argv[4])
+"""
+
+
+def run(command, tmp_path):
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=tmp_path)
+    assert not done.returncode, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('loss,parts', [('clip', 'whole'), ('siglip', 'parts')])
+def test_two_processes_end_with_the_weights_of_one(tmp_path, loss, parts):
+    rng, rows = np.random.default_rng(0), []
+    for i in range(26):
+        path = write_video(tmp_path/f'{i}.avi', rng.integers(0, 255, (6, 16, 16, 3), dtype=np.uint8), 25)
+        rows.append(dict(clip_id=f'{i:012x}', patient_id=f'p{i}', study_id=f's{i}', path=path.name, report=f'Left Ventricle: EF {20 + i % 7}%.',
+                         split='train' if i < 20 else 'val'))
+    write_manifest(manifest(rows, 'toy'), tmp_path/'films.parquet')
+    (tmp_path/'script.py').write_text(SCRIPT)
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    args = [str(tmp_path/'script.py'), str(tmp_path), loss, parts]
+    run([sys.executable, *args, str(tmp_path/'one.pt')], tmp_path)
+    ranks = ['-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_addr=127.0.0.1', f'--master_port={port}']
+    run([sys.executable, *ranks, *args, str(tmp_path/'two.pt')], tmp_path)
+    one, two = (torch.load(tmp_path/f'{n}.pt', weights_only=True) for n in ('one', 'two'))
+    for k, w in one['weights'].items(): torch.testing.assert_close(two['weights'][k], w, rtol=0, atol=1e-5)
+    assert one['log'][0] == pytest.approx(two['log'][0], abs=1e-4) and one['log'][2] == two['log'][2]
