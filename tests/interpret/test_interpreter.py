@@ -1,9 +1,10 @@
+import html, json
 from dataclasses import replace
 import numpy as np, pandas as pd, pytest, torch
-from echo_lit.core import EchoError, Study
+from echo_lit.core import EchoError, Failure, SetAside, Study
 from echo_lit.data.heart import random_heart
 from echo_lit.data.phantom import phantom_clip, phantom_reports
-from echo_lit.data.reports import read_findings
+from echo_lit.data.reports import Report, Sentence, read_findings
 from echo_lit.interpret.export import html_page
 from echo_lit.interpret.record import interpretation_record
 from echo_lit.interpret.interpreter import Interpreter
@@ -72,6 +73,40 @@ def test_a_broken_clip_is_a_row(machine, study):
     assert [f.clip for f in r.failures] == ['0123456789ab'] and len(r.views) == 3
     assert 'JANE' not in html_page(r)
     with pytest.raises(EchoError, match='no usable clip'): machine.interpret(replace(study, clips=[bad]))
+
+@pytest.mark.parametrize('words', ['The E/A ratio is 0.8; there is mild/moderate mitral regurgitation.', 'LVEDV index 60 mL/m2, LVESV index 25 mL/m2.',
+    'MR 1/4, TR 2/4.', "E/A ratio 1.2, E/e' 9."])
+def test_words_with_slashes_come_through(machine, study, words):
+    r = machine.interpret(study)
+    row = r.evidence.iloc[0]
+    proof = dict(clips=row.clips, neighbours=[dict(report='r1', similarity=.9, text=words)])
+    r = replace(r, report=Report({row.section: [Sentence(words, evidence=(proof,))]}))
+    assert html_page(r).count(html.escape(words)) == 2
+    said = next(s for s in interpretation_record(r)['report'] if s['section'] == row.section)['sentences'][0]
+    assert said['text'] == words and said['evidence']['neighbours'][0]['text'] == words
+
+def test_no_name_of_a_file_leaves(machine, study):
+    lost = [Failure('DOE_JANE.dcm', 'open', "cannot read '/archive/O'DOE^JANE/DOE_JANE.dcm'"), Failure('4711', 'open', 'in/DOE^JANE/4711.dcm is cut off')]
+    r = replace(machine.interpret(study), films={}, failures=lost, set_aside=[SetAside('004711004711', 'other', 'not a cine'), SetAside('9be0c1d2aa03', 'still', 'one frame')])
+    record = interpretation_record(r)
+    assert [f['clip'] for f in record['failures'] + record['set_aside']] == ['file-1', 'file-2', 'file-3', '9be0c1d2aa03']
+    for text in (html_page(r), json.dumps(record)): assert 'DOE' not in text and '4711' not in text and 'archive' not in text
+
+def test_a_clip_that_the_encoder_chokes_on_says_so(machine, study):
+    class Sick(torch.nn.Module):
+        def __init__(self): super().__init__(); self.weight = torch.nn.Parameter(torch.ones(1))
+        def forward(self, clips): raise RuntimeError('out of memory')
+    with pytest.raises(EchoError, match='3 failed, 0 set aside; first reason: .*: RuntimeError: out of memory'):
+        Interpreter(replace(machine.bundle, video=Sick()), machine.index, machine.settings).interpret(study)
+
+@pytest.mark.parametrize('said', ['ef=55', '{"ef": "x"}', '{"ef": [55]}', '{"ef": 400}', '[]', None])
+def test_findings_of_a_bank_that_mean_nothing(machine, study, said):
+    odd = ReportIndex(machine.index.embeddings, machine.index.table.assign(findings=said))
+    with pytest.raises(EchoError, match='in the bank cannot be read'): Interpreter(machine.bundle, odd, machine.settings).interpret(study)
+
+@pytest.mark.parametrize('given', [[], 3, dict(gate=3), dict(k='many'), dict(k=0), dict(pool=2.5), dict(temperature='warm'), dict(cuts={'lv_thrombus': 0}), dict(kinds=[1])])
+def test_settings_that_mean_nothing(machine, given):
+    with pytest.raises(EchoError, match='^phantom-tiny: '): Settings.of(replace(machine.bundle, config={'interpret': given}))
 
 def test_one_clip_in_memory_at_a_time(machine, study):
     held, most = [], []
