@@ -64,13 +64,13 @@ def progress_bar(
     from tqdm import tqdm
     return lambda it: tqdm(it, desc=plain_text(label, 30), file=sys.stderr, disable=None, leave=False)
 
-# %% ../nbs/60a_terminal.ipynb #4d730423
+# %% ../nbs/60a_terminal.ipynb #753c21be
 def flat_metrics(
     x: object, # Nested dicts of numbers and of (value, low, high)
     name: str = '', # Of the branch
 ) -> list[tuple]: # (name, value, low, high), as text
     "Measures of a tree, one line each."
-    def number(v): return f'{v:.3f}' if isinstance(v, float) else str(v)
+    def number(v): return '' if v is None else f'{v:.3f}' if isinstance(v, float) else str(v)
     if isinstance(x, dict) and {'value', 'low', 'high'} <= x.keys(): return [(name, *(number(x[k]) for k in ('value', 'low', 'high')))]
     if isinstance(x, dict): return [row for k, v in x.items() for row in flat_metrics(v, f'{name}.{k}' if name else str(k))]
     if isinstance(x, (list, tuple)) and len(x) == 3 and all(isinstance(v, (int, float)) for v in x): return [(name, *map(number, x))]
