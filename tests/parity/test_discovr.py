@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from echo_lit.data.contract import InputContract
-from echo_lit.models.discovr import BESIDE, WHICH, DiscovrTower, discovr_indices, without_positions
+from echo_lit.models.discovr import _BESIDE, _WHICH, DiscovrTower, discovr_indices, without_positions
 from echo_lit.models.videomae import PHOTOGRAPHS, encoder_part, vit_names, vit_sizes
 from echo_lit.models.vit import ViT, sine_table
 
@@ -35,7 +35,7 @@ def test_small_table_whole():
 def test_every_name_of_the_paper_checkpoint(which):
     state = {k: torch.empty(s, device='meta') for k, s in golden('checkpoint_keys_paper_config').items()}
     assert len(state) == 693
-    found = vit_names(encoder_part(state, WHICH[which], BESIDE))
+    found = vit_names(encoder_part(state, _WHICH[which], _BESIDE))
     assert found.pop('pos_embed').shape == (1, 1569, 768)
     sizes = vit_sizes(found)
     assert {k: sizes[k] for k in ('width', 'depth', 'heads', 'tubelet', 'patch', 'cls', 'qkv_bias')} == dict(
@@ -47,7 +47,7 @@ def test_every_name_of_the_paper_checkpoint(which):
 def test_a_name_that_is_not_in_the_paper_checkpoint():
     state = {k: torch.empty(s, device='meta') for k, s in golden('checkpoint_keys_paper_config').items()}
     with pytest.raises(ValueError, match='unknown .video_gate.weight'):
-        encoder_part(state | {'video_gate.weight': torch.empty(1)}, WHICH['teacher'], BESIDE)
+        encoder_part(state | {'video_gate.weight': torch.empty(1)}, _WHICH['teacher'], _BESIDE)
 
 
 @pytest.mark.parametrize('n', [1, 2, 40, 100, 190, 191, 192, 193])
