@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from echo_lit.core import EchoError
 from echo_lit.data.cine import write_video
 from echo_lit.data.manifest import manifest, write_manifest
-from echo_lit.models.text import train_tokenizer
-from echo_lit.training.contrastive import ReportRecall, pair_loss
+from echo_lit.data.contract import InputContract
+from echo_lit.models.pooling import BagPool
+from echo_lit.models.text import TextTower, train_tokenizer
+from echo_lit.models.video import FrameVideoTower
+from echo_lit.training.contrastive import ContrastivePair, ReportRecall, pair_loss
 from echo_lit.training.losses import clip_loss, same_report
 from echo_lit.training.pairs import Apart, ReportTokens, near_reports, pair_tokens, true_of
 
@@ -95,6 +98,37 @@ def test_recall_knows_duplicates_and_different_lengths():
 
 def test_reports_without_words_are_refused():
     with pytest.raises(EchoError, match='without words'): pair_tokens(ReportTokens(TOK), ['Normal.', ' \n '])
+
+
+def small_pair(**kwargs):
+    torch.manual_seed(0)
+    contract = InputContract(frames=4, seconds=None, stride=1, size=32, crop='centre', mask=False)
+    video = FrameVideoTower(width=32, embed_dim=8, depth=1, heads=2, widths=(32, 32, 32), contract=contract)
+    return ContrastivePair(video, TextTower(TOK.get_vocab_size(), 32, 1, 2, 8, dropout=0.), **kwargs)
+
+
+@pytest.mark.parametrize('siglip', [False, True])
+def test_every_parameter_of_both_towers_learns(siglip):
+    pair, x = small_pair(siglip=siglip), torch.randint(0, 256, (4, 3, 4, 32, 32), dtype=torch.uint8)
+    ids, mask, lines = pair_tokens(ReportTokens(TOK), REPORTS)
+    pair_loss(pair(x, ids, mask), lines).backward()
+    assert [n for n, p in pair.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+    assert [n for n in ('scale.log', 'bias') if siglip and dict(pair.named_parameters())[n].grad == 0] == []
+
+
+@pytest.mark.parametrize('pool', [None, 'attention', 'cls'])
+def test_a_study_does_not_know_its_neighbours(pool):
+    pair = small_pair(pool=pool and BagPool(8, pool, 4, 2)).eval()
+    x, mask = torch.randint(0, 256, (3, 2, 3, 4, 32, 32), dtype=torch.uint8), torch.tensor([[1, 1], [1, 0], [1, 1]]).bool()
+    ids, words, _ = pair_tokens(ReportTokens(TOK), REPORTS[:3])
+    with torch.no_grad():
+        out = pair(x, mask, ids, words)
+        other = pair(torch.cat([x[:1], 255 - x[1:]]), mask, ids.clone().index_fill_(0, torch.tensor([1, 2]), 7), words)
+        black = pair(x.masked_fill(~mask[..., None, None, None, None], 200), mask, ids, words)
+    for side in ('video', 'text'):
+        torch.testing.assert_close(other[side][0], out[side][0], rtol=1e-4, atol=1e-5)
+        assert (out[side].norm(dim=1) - 1).abs().max() > 1e-3
+    torch.testing.assert_close(black['video'], out['video'], rtol=1e-4, atol=1e-5)
 
 
 SCRIPT = """
