@@ -200,11 +200,13 @@ def train_recipe(
     if wrong: raise EchoError(f'settings are key=value, got {wrong[0]!r}')
     if args.print_slurm: return _print_slurm(args)
     from echo_lit.evaluate.calibrate import calibrate
+    from echo_lit.training.pretrain import is_pretraining, pretrain
     from echo_lit.training.recipe import train
     settings = dict(s.split('=', 1) for s in args.settings)
-    folder = train(args.recipe, settings, say, ranks=args.ranks)
+    pairs = is_pretraining(args.recipe)
+    folder = (pretrain if pairs else train)(args.recipe, settings, say, ranks=args.ranks)
     if os.environ.get('RANK', '0') != '0': return DONE
-    calibrate(folder, settings['data'])
+    if not pairs: calibrate(folder, settings['data'])
     say(f'model bundle in {folder}')
     return DONE
 
@@ -216,8 +218,8 @@ def _print_slurm(args):
 
 def _add_train(command):
     add = command('train', train_recipe, 'Follow a training recipe; the same command goes on with a run that was killed.')
-    add('recipe', help='name such as phantom-tiny, or a TOML file')
-    add('settings', nargs='*', metavar='key=value', help='data=CORPUS out=FOLDER, and any setting of the recipe as section.key=value')
+    add('recipe', help='phantom-tiny, video-report, or a TOML file')
+    add('settings', nargs='*', metavar='key=value', help='data=CORPUS (of video-report: a manifest) out=FOLDER, and any setting of the recipe as section.key=value')
     add('--ranks', type=int, metavar='N', help='processes that torchrun should have started; any other number is an error')
     add('--print-slurm', action='store_true', help='print a job for sbatch instead')
     add('--nodes', type=int, default=1, metavar='N', help='machines of that job')

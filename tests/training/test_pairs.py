@@ -9,10 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from echo_lit.cli import run as run_cli
 from echo_lit.core import EchoError
 from echo_lit.data.cine import write_video
 from echo_lit.data.manifest import manifest, write_manifest
 from echo_lit.data.contract import InputContract
+from echo_lit.models.hub import load_model
 from echo_lit.models.pooling import BagPool
 from echo_lit.models.text import TextTower, train_tokenizer
 from echo_lit.models.video import FrameVideoTower
@@ -193,3 +195,31 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path, loss, parts):
     one, two = (torch.load(tmp_path/f'{n}.pt', weights_only=True) for n in ('one', 'two'))
     for k, w in one['weights'].items(): torch.testing.assert_close(two['weights'][k], w, rtol=0, atol=1e-5)
     assert one['log'][0] == pytest.approx(two['log'][0], abs=1e-4) and one['log'][2] == two['log'][2]
+
+
+TINY = {'kind = "mvit"\nembed_dim = 512': 'kind = "frames"\nembed_dim = 16\nwidth = 32\ndepth = 1\nheads = 2\nwidths = [32, 32, 32]',
+        'width = 768': 'width = 32', 'layers = 12': 'layers = 1', 'heads = 12': 'heads = 2', 'pieces = 8000': 'pieces = 120', 'size = 224': 'size = 32', 'frames = 16': 'frames = 4',
+        'stride = 2': 'stride = 1', 'valid = 0.1 ': 'valid = 0.3 '}
+
+
+def test_the_command_follows_the_recipe(tmp_path, root, capsys):
+    rng, rows = np.random.default_rng(0), []
+    for i in range(16):
+        path = write_video(tmp_path/f'{i}.avi', rng.integers(0, 255, (6, 32, 32, 3), dtype=np.uint8), 25)
+        rows.append(dict(clip_id=f'{i:012x}', patient_id=f'p{i}', study_id=f's{i}', path=path.name, kind='bmode', words=REPORTS[i % 4]))
+    write_manifest(manifest(rows, 'toy'), tmp_path/'films.csv')
+    text = (root/'echo_lit'/'recipes'/'video-report.toml').read_text()
+    for old, new in TINY.items():
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    (tmp_path/'tiny.toml').write_text(text)
+    command = ['train', str(tmp_path/'tiny.toml'), f'data={tmp_path/"films.csv"}', f'out={tmp_path/"out"}', 'pretrain.epochs=1', 'refine.epochs=1',
+               'batch.pairs=4', 'batch.workers=0', 'data.report=words', 'learn.siglip=true', 'batch.at_a_time=3', 'words.show=some']
+    assert run_cli(command) == 0
+    assert 'model bundle in' in capsys.readouterr().out
+    bundle = load_model(tmp_path/'out'/'video-report')
+    assert bundle.config['recipe']['learn']['siglip'] is True and bundle.text.encode(REPORTS).shape == (4, 16)
+    assert run_cli([*command, 'batch.pair=4']) == 2
+    assert "did you mean 'batch.pairs'?" in capsys.readouterr().err
+    assert run_cli([c.replace('report=words', 'report=text') for c in command]) == 2
+    assert "no column 'text'; it has words" in capsys.readouterr().err
