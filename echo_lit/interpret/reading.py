@@ -102,7 +102,7 @@ def read_clip(
     with stage('encode'):
         vector = torch.nn.functional.normalize(bundle.video(batch).float(), dim=1).mean(0).cpu()
         if not torch.isfinite(vector).all(): raise EchoError('the encoder gave numbers that are not finite')
-        views = bundle.views.predict(still)[0].float().mean(0).cpu()
+        views = bundle.views.coarse(still).float().mean(0).cpu()
     view = COARSE_VIEWS[int(views.argmax())] if views.max() >= bundle.views.threshold.cpu() else None
     return ClipReading(clip, vector, views, view, film_strip(clip, (shown, sector)))
 

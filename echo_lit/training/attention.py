@@ -32,7 +32,7 @@ from ..vocabulary import COARSE_VIEWS, SECTION_VIEWS, SECTIONS
 __all__ = ['embed_clips', 'embed_loader', 'study_loader', 'assessable', 'SectionHead', 'StudyTeacher', 'study_loss',
            'study_findings_loss', 'attention_learner', 'view_section_table', 'clip_influence']
 
-# %% ../../nbs/34_training.attention.ipynb #ee6c096c
+# %% ../../nbs/34_training.attention.ipynb #4547eaca
 @torch.inference_mode()
 def embed_clips(
     corpus: Corpus, # Clips
@@ -55,7 +55,7 @@ def embed_clips(
 def _embedded(x, video, views):
     device = next(video.parameters()).device
     x = x.to(device)
-    with torch.autocast(device.type, torch.bfloat16): return video(x).float().cpu(), views.predict(x)[0].float().cpu()
+    with torch.autocast(device.type, torch.bfloat16): return video(x).float().cpu(), views.coarse(x).float().cpu()
 
 # %% ../../nbs/34_training.attention.ipynb #ce1620d3
 @torch.inference_mode()
