@@ -149,7 +149,7 @@ def _state(
     return {f'{part}.{k}': (t.half() if t.is_floating_point() else t).detach().cpu().contiguous()
             for part, m in bundle.parts().items() for k, t in m.state_dict().items()}
 
-# %% ../../nbs/24_models.hub.ipynb #5d14de6f
+# %% ../../nbs/24_models.hub.ipynb #f449fd47
 def _write_bank(
     folder: Path, # The new bundle
     embeddings, # [M,D] of reports, array or tensor
@@ -161,8 +161,11 @@ def _write_bank(
     missing = {'report_id', 'patient_id', 'text', 'findings'} - set(table.columns)
     if missing: raise BundleError(f'the report bank lacks the columns {", ".join(sorted(missing))}')
     if len(rows) != len(table): raise BundleError(f'the report bank has {len(rows)} embeddings for {len(table)} reports')
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    if not (fine := (np.isfinite(norms) & (norms > 0))[:, 0]).all():
+        raise BundleError(f'report {table.report_id.iloc[int(fine.argmin())]} of the bank has an embedding that is zero or not finite: embed it again')
     (folder/'bank').mkdir()
-    np.save(folder/'bank'/'embeddings.npy', (rows/np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)).astype(np.float16))
+    np.save(folder/'bank'/'embeddings.npy', (rows/norms).astype(np.float16))
     table.to_parquet(folder/'bank'/'reports.parquet', compression='zstd', index=False)
 
 # %% ../../nbs/24_models.hub.ipynb #1e938840
