@@ -191,7 +191,7 @@ def _add_phantom(command):
     add('--workers', type=at_least(1), default=2, metavar='W', help='processes that render a corpus')
     add('--no-overlay', dest='overlay', action='store_false', help='a corpus without screen text and ECG')
 
-# %% ../nbs/61_cli.ipynb #9b8c59a1
+# %% ../nbs/61_cli.ipynb #fb70b1e5
 def train_recipe(
     args: argparse.Namespace, # recipe, settings, ranks, print_slurm, nodes, gpus
 ) -> int: # Exit code
@@ -268,16 +268,16 @@ def _add_evaluate(command):
     add('--workers', type=at_least(0), default=2, metavar='W', help='processes')
     add('--no-control', dest='control', action='store_false', help='skip the second reading without screen text and ECG')
 
-# %% ../nbs/61_cli.ipynb #36e8d062
+# %% ../nbs/61_cli.ipynb #c52020c2
 def show_benchmark(
-    args: argparse.Namespace, # name, rounds
+    args: argparse.Namespace, # name, clips, rounds, out
 ) -> int: # Exit code
     "`echo_lit bench`."
     from echo_lit.evaluate.benchmark import benchmark
-    table = benchmark(args.name, rounds=args.rounds)
+    table = benchmark(args.name, args.out, clips=args.clips, rounds=args.rounds)
     heads = list(table.columns)
     say(*text_table([[_short(v) for v in row] for row in table.itertuples(index=False)], heads, 0))
-    say('', 'times: median over rounds of how many times as long a reader takes as echo_lit; target: what we want it to be at least')
+    if 'means' in table.attrs: say('', table.attrs['means'])
     return DONE
 
 def _short(v): return v if not isinstance(v, float) else '' if v != v else f'{v:.2f}'
@@ -285,8 +285,11 @@ def _short(v): return v if not isinstance(v, float) else '' if v != v else f'{v:
 def _add_bench(command):
     add = command('bench', show_benchmark, 'Measure speed beside what people write today.')
     add('name', metavar='NAME',
-        help='loading: sixteen frames of a film by echo_lit, OpenCV, decord, PyAV and torchcodec, as installed; some ten seconds')
-    add('--rounds', type=at_least(1), default=9, metavar='N', help='rounds that count')
+        help='loading: sixteen frames of a film by echo_lit, OpenCV, decord, PyAV and torchcodec, as installed, some ten seconds; '
+             "study: from files to vectors beside EchoPrime's published way, some ten minutes; encoder: what encoding is spent on")
+    add('--clips', type=at_least(1), metavar='N', help='clips of a study, 50 if left out')
+    add('--rounds', type=at_least(1), metavar='N', help='rounds that count')
+    add('--out', type=Path, metavar='FILE.csv', help='where the table goes, too')
 
 # %% ../nbs/61_cli.ipynb #9c6ae11a
 def show_models(
