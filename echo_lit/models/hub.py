@@ -27,6 +27,7 @@ from .. import models
 from ..core import EchoError
 from ..data.contract import InputContract
 from .attention import AnatomicalAttention
+from .pooling import SectionPool, attention_module
 from .text import TextTower
 from .video import FrameVideoTower, VideoTower, video_tower
 from .views import ViewClassifier, view_classifier
@@ -60,7 +61,7 @@ class Bundle:
     video: VideoTower|None = None # Clips to vectors
     text: TextTower|None = None # Reports to vectors
     views: ViewClassifier|None = None # Clips to views
-    attention: AnatomicalAttention|None = None # Clip vectors to section queries
+    attention: AnatomicalAttention|SectionPool|None = None # Clip vectors to section queries
     contract: InputContract|None = None # How clips are cut for this model
     config: dict = field(default_factory=dict) # Plain values beyond the parts: training run, cut-offs, version
     folder: Path|None = None # Where it was loaded from; the report bank lies in its `bank` folder
@@ -231,7 +232,7 @@ def _build(
     where: str|Path, # Named in the error
 ) -> dict[str, nn.Module]: # Freshly initialised parts
     "Parts described by a configuration."
-    build = dict(video=video_tower, text=lambda c: TextTower(**c), views=view_classifier, attention=lambda c: AnatomicalAttention(**c))
+    build = dict(video=video_tower, text=lambda c: TextTower(**c), views=view_classifier, attention=attention_module)
     if config.get('video') and config['video'].get('kind') not in [*VideoTower.kinds]: _import_pages()
     return {k: _described(f'{k} part', lambda: build[k](config[k]), where) for k in PARTS if config.get(k) is not None}
 

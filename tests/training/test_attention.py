@@ -7,6 +7,7 @@ from fastai.data.core import DataLoaders
 
 from echo_lit.data.candidates import read_view_weights
 from echo_lit.models.attention import AnatomicalAttention
+from echo_lit.models.hub import Bundle, load_bundle, save_bundle
 from echo_lit.models.pooling import SectionPool, attention_module
 from echo_lit.training.attention import (SectionHead, StudyTeacher, assessable, attention_learner, clip_influence, study_findings_loss, study_loader,
                                          view_section_table)
@@ -116,3 +117,10 @@ def test_influence_is_zero_where_there_is_nothing():
     e, p, mask = studies()
     influence = clip_influence(teacher('anatomical').attention, e, p, mask)
     assert influence.shape == (3, 15, 5) and (influence[~mask[:, None].expand_as(influence)] == 0).all() and (influence >= -1e-6).all()
+
+
+def test_a_bundle_keeps_any_way_to_pool(tmp_path):
+    module = SectionPool(8, mode='attention+cls', heads=2).eval()
+    again = load_bundle(save_bundle(Bundle('pooled', attention=module), tmp_path/'pooled')).attention
+    assert type(again) is SectionPool
+    for a, b in zip(again(*studies()), module(*studies())): torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
