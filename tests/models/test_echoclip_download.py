@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from echo_lit.core import Clip
 from echo_lit.interpret.zeroshot import Question, finding_question, measured_value, zero_shot
-from echo_lit.models.echoclip import frame_vectors
+from echo_lit.models.echoclip import distinct_frames
 from echo_lit.models.hub import licences, load_model
 
 
@@ -63,7 +63,7 @@ def test_echoclip(tmp_path):
     with torch.inference_mode():
         frames = net.encode_image(x, normalize=True)
         prompts = net.encode_text(open_clip.tokenize(list(question.prompts)), normalize=True)
-    torch.testing.assert_close(frame_vectors(bundle.video, clip), frames, atol=1e-5, rtol=0)
+    torch.testing.assert_close(distinct_frames(bundle.video, clip), frames, atol=1e-5, rtol=0)
     torch.testing.assert_close(F.normalize(bundle.text.encode(list(question.prompts)), dim=1), prompts, atol=1e-5, rtol=0)
     assert table.value[0] == pytest.approx(measured_value(frames, prompts, torch.tensor(question.values)).item())
 
