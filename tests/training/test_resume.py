@@ -46,7 +46,7 @@ def changed(x, rng): return np.clip(x*rng.uniform(.8, 1.2), 0, 255).astype(np.ui
 def loaders():
     if KIND == 'echo':
         of = dict(source=FOLDER, contract=CONTRACT, names=['ef'], bs=3)
-        return DataLoaders(clip_batches(FILMS[:19], train=True, augment=changed, **of), clip_batches(FILMS[19:], **of))
+        return DataLoaders(clip_batches(FILMS[:20], train=True, augment=changed, **of), clip_batches(FILMS[20:], **of))
     x, rng = torch.randint(0, 255, (27, 3, 2, 16, 16), dtype=torch.uint8), np.random.default_rng(0)
     def batch(rows): return torch.from_numpy(changed(x[rows].numpy(), rng)), x[rows].float().mean((1, 2, 3, 4))[:, None]
     return DataLoaders(drawn_loader(19, batch, 3, True, rng), DataLoader([(a, a.float().mean()[None]) for a in x[19:]], bs=3))
