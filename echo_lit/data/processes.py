@@ -18,8 +18,8 @@ from ..core import EchoError
 # %% auto #0
 __all__ = ['START_SECONDS', 'standing_pool', 'in_processes']
 
-# %% ../../nbs/11a_data.processes.ipynb #72dc8261
-START_SECONDS = 120. # Until all processes stand ready
+# %% ../../nbs/11a_data.processes.ipynb #57687716
+START_SECONDS = 600. # Until all processes stand ready
 
 def standing_pool(
     workers: int, # Processes

@@ -9,12 +9,14 @@ import torch
 from fastai.callback.progress import ProgressCallback
 
 from echo_lit.core import EchoError
-from echo_lit.data.cine import write_video
+from echo_lit.data.cine import write_dicom, write_video
 from echo_lit.data.contract import InputContract
-from echo_lit.data.manifest import manifest
+from echo_lit.data.dicom import DicomPixels
+from echo_lit.data.manifest import manifest, open_clip
 from echo_lit.data.shards import Shards, write_shards
 from echo_lit.training.batches import clip_batches, study_batches, two_loaders
 from echo_lit.training.learner import echo_learner, history
+from echo_lit.training.reader import LostClips, failure_table
 
 CONTRACT = InputContract(frames=4, seconds=.3, size=32)
 COUNT = 23
@@ -69,6 +71,83 @@ def test_workers_after_decoding_with_threads_give_the_batches_of_none(tmp_path, 
     (tmp_path/'script.py').write_text(WORKERS)
     done = subprocess.run([sys.executable, str(tmp_path/'script.py'), str(tmp_path), workers], capture_output=True, text=True, timeout=900)
     assert done.stdout.strip() == 'same', done.stderr[-2000:]
+
+
+def torn(folder):
+    "Files that break in every way: H.264 with noise or without an end, a damaged DICOM frame, no file at all."
+    rng = np.random.default_rng(1)
+    def frames(): return rng.integers(0, 255, (8, 32, 32, 3), dtype=np.uint8)
+    film = bytearray(write_video(folder/'x.mp4', frames(), 25).read_bytes())
+    (folder/'end.mp4').write_bytes(film[:800])
+    at = film.index(b'mdat') + 900
+    film[at:at + 1600] = rng.bytes(1600)
+    (folder/'noise.mp4').write_bytes(film)
+    path = write_dicom(folder/'frame.dcm', frames(), 25)
+    (at, n), = DicomPixels(path).table[0]
+    path.write_bytes(path.read_bytes()[:at + 20] + bytes(n - 20) + path.read_bytes()[at + n:])
+    return ['end.mp4', 'noise.mp4', 'frame.dcm', 'nowhere.mp4']
+
+
+def test_what_cannot_be_read_is_a_failure_in_any_format(tmp_path):
+    bad = torn(tmp_path)
+    table = films(tmp_path, 12)
+    table.loc[[1, 4, 5, 8], 'path'] = bad
+    for make in (clip_batches, study_batches):
+        dl = make(table, tmp_path, CONTRACT, ['ef'], bs=2, max_lost=.5)
+        seen = sum(int(x[1].sum()) if make is study_batches else len(x[0]) for x in dl)
+        lost = failure_table(dl)
+        assert seen == 8 and sorted(lost['clip']) == sorted(table.clip_id[[1, 4, 5, 8]])
+        assert all(lost.reason.str.startswith(tuple(bad))) and set(lost.stage) == {'open', 'decode'}
+    with pytest.raises(LostClips, match='1 of 12 cannot be read'): list(clip_batches(table, tmp_path, CONTRACT, ['ef'], bs=2))
+
+
+def test_a_reader_that_breaks_its_promise_costs_a_clip(tmp_path, monkeypatch):
+    table = films(tmp_path, 6)
+    def odd(row, root):
+        clip = open_clip(row, root)
+        if row.path == '2.avi': clip.height += 1
+        return clip
+    monkeypatch.setattr('echo_lit.training.reader.open_clip', odd)
+    dl = clip_batches(table, tmp_path, CONTRACT, ['ef'], bs=6, max_lost=.5)
+    assert len(next(iter(dl))[0]) == 5 and 'asked for' in failure_table(dl).reason[0]
+
+
+CRASHES = """
+import os, sys
+from pathlib import Path
+import pandas as pd, torch
+import echo_lit.training.reader as reader
+from echo_lit.data.contract import InputContract
+from echo_lit.training.batches import clip_batches
+
+whole = reader.open_clip
+
+def crashing(row, root):
+    if row.path in sys.argv[2:]: os._exit(9)
+    return whole(row, root)
+
+reader.open_clip = crashing
+
+if __name__ == '__main__':
+    folder, contract = Path(sys.argv[1]), InputContract(frames=4, seconds=.3, size=32)
+    films = pd.read_parquet(folder/'films.parquet')
+    dl = clip_batches(films, folder, contract, ['ef'], train=True, bs=4, workers=2, max_lost=.1)
+    lost = films.index[films.path.isin(sys.argv[2:])]
+    for _ in range(2): assert sorted(torch.cat([dl.at for _ in dl]).tolist()) == sorted(set(films.index) - set(lost))
+    assert sorted(torch.cat([v.at for v in [dl.new(workers=0)] for _ in v]).tolist()) == sorted(set(films.index) - set(lost))
+    table = reader.failure_table(dl)
+    assert sorted(table['clip']) == sorted(films.clip_id[lost]) and set(table.reason) == {'the decoder crashed'}
+    print('same')
+"""
+
+
+@pytest.mark.slow
+def test_a_decoder_that_crashes_costs_its_clip_and_nothing_else(tmp_path):
+    "Workers that die over two of the clips; two epochs and a validation pass."
+    films(tmp_path).to_parquet(tmp_path/'films.parquet')
+    (tmp_path/'script.py').write_text(CRASHES)
+    done = subprocess.run([sys.executable, str(tmp_path/'script.py'), str(tmp_path), '5.avi', '16.avi'], capture_output=True, text=True, timeout=900)
+    assert done.stdout == 'same\n', done.stderr[-2000:]
 
 
 def test_workers_are_refused_what_cannot_be_copied(tmp_path):
