@@ -155,3 +155,43 @@ def test_names_of_ours_stay():
     from echo_lit.models.vit import ViT
     state = ViT(width=24, depth=2, heads=3, grid=(2, 2, 2), registers=2, learned=True, scaled=True, gated=True).state_dict()
     assert vit_names(state).keys() == state.keys()
+
+
+ENCODER = dict(width=24, depth=1, heads=3)
+
+
+@pytest.mark.parametrize('name', ['videomae', 'sigma', 'discovr', 'dinov2', 'dino-echo'])
+@pytest.mark.parametrize('content', [torch.ones(3), 7, [], {}, {0: torch.ones(2)}, {'model': 7, 'teacher': 7}, 'text'], ids=lambda c: type(c).__name__)
+def test_a_file_without_weights_is_one_line(tmp_path, name, content):
+    torch.save(content, tmp_path/'a.pth')
+    with pytest.raises(WeightsError, match='a.pth holds no weights'): load_model(name, tmp_path/'a.pth')
+
+
+@pytest.mark.parametrize('name', ['videomae', 'discovr', 'dinov2'])
+@pytest.mark.parametrize('key,shape', [
+    ('pos_embed', (19,)), ('pos_embed', (19, 24)), ('pos_embed', (1, 19, 23)), ('pos_embed', (1, 0, 24)), ('pos_embed', ()), ('pos_embed', (2, 19, 24)),
+    ('cls_token', (24,)), ('cls_token', (1, 1, 12)), ('cls_token', ()), ('reg_token', (4,)), ('patch_embed.proj.weight', (24, 3)),
+    ('patch_embed.proj.weight', (24, 3, 0, 0, 0)), ('patch_embed.proj.weight', (0, 3, 2, 16, 16)), ('blocks.0.mlp.fc2.weight', (24,)),
+    ('blocks.0.mlp.fc1.weight', ()), ('blocks.0.attn.qkv.weight', (72,)), ('blocks.0.attn.key.weight', (24, 24)), ('blocks.0.attn.query.bias', ()),
+    ('norm.weight', (2, 24))])
+def test_a_tensor_of_another_shape_is_one_line(tmp_path, name, key, shape):
+    from echo_lit.models.vit import ViT, sine_table
+    image = name == 'dinov2'
+    state = ViT(**ENCODER, grid=(1, 3, 3) if image else (2, 3, 3), tubelet=1 if image else 2, learned=image, cls=name != 'videomae').state_dict()
+    if name == 'discovr': state['pos_embed'] = torch.cat([torch.zeros(1, 24), sine_table(18, 24)])[None]
+    options = dict(heads=3) if image else dict(heads=3, frames=4, size=48)
+    torch.save(state, tmp_path/'a.pth')
+    load_model(name, tmp_path/'a.pth', **options)
+    torch.save(state | {key: torch.ones(shape)}, tmp_path/'a.pth')
+    with pytest.raises(WeightsError) as e: load_model(name, tmp_path/'a.pth', **options)
+    assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('columns', [(24, 24, 12), (24, 12, 12), (12, 24, 24)])
+def test_queries_keys_and_values_of_different_widths(tmp_path, columns):
+    from echo_lit.models.vit import ViT
+    state = ViT(**ENCODER, grid=(2, 3, 3), cls=False, qkv_bias=False).state_dict()
+    del state['blocks.0.attn.qkv.weight']
+    state |= {f'blocks.0.attn.{n}.weight': torch.ones(24, c) for n, c in zip(('query', 'key', 'value'), columns)}
+    torch.save(state, tmp_path/'a.pth')
+    with pytest.raises(WeightsError, match='unequal parts'): load_model('videomae', tmp_path/'a.pth', heads=3, frames=4, size=48)
