@@ -92,7 +92,7 @@ def consistent(
         out['wall_motion_abnormality'] = replace(out['wall_motion_abnormality'], value=True, confidence=sure, method='from a region')
     return out
 
-# %% ../../nbs/40a_interpret.votes.ipynb #d966b9cb
+# %% ../../nbs/40a_interpret.votes.ipynb #328a2d0f
 def _is_number(x): return isinstance(x, Real) and not isinstance(x, bool) and bool(np.isfinite(x))
 
 def _settings_error(
@@ -104,8 +104,9 @@ def _settings_error(
         if not isinstance(x, Integral) or isinstance(x, bool) or x < 1: return f'{name} is a whole number from 1, not {x!r}'
     if not _is_number(s.temperature) or s.temperature <= 0: return f'temperature is a number above 0, not {s.temperature!r}'
     if not _is_number(s.similarity): return f'similarity is a number, not {s.similarity!r}'
-    if not isinstance(s.gate, dict) or set(s.gate) != set(FINDING_KINDS) or not all(map(_is_number, s.gate.values())):
+    if not isinstance(s.gate, dict) or not set(FINDING_KINDS) <= set(s.gate) or not all(map(_is_number, s.gate.values())):
         return f'gate gives {", ".join(FINDING_KINDS)} a number each, not {s.gate!r}'
+    if odd := set(s.gate) - {*FINDING_KINDS, *FINDINGS}: return f'gate: {min(map(str, odd))} is neither a kind nor a finding'
     if not isinstance(s.cuts, dict): return f'cuts are findings with a share each, not {s.cuts!r}'
     for code, x in s.cuts.items():
         if getattr(FINDINGS.get(code), 'kind', '') != 'present': return f'cuts: {code} is not a finding that is present or absent'
