@@ -147,7 +147,7 @@ def published_report(
     found = (section_neighbours(bank, s, near[s], np.zeros(len(near[s])), 1, 'upstream') for s in SECTIONS if s in near)
     return ''.join(x[0]['text'] for x in found if x)
 
-# %% ../../nbs/41a_interpret.echoprime.ipynb #d6f3623b
+# %% ../../nbs/41a_interpret.echoprime.ipynb #751b06cc
 class EchoPrimeInterpreter(Interpreter):
     "EchoPrime's towers with its bank, ready to read studies."
     def __init__(self,
@@ -167,31 +167,41 @@ class EchoPrimeInterpreter(Interpreter):
         path: str|Path = None, # Folder written by `echo_lit convert echoprime`
         device: str = 'cpu', # Where the model runs
         preset: str = 'default', # Or 'upstream'
+        precision: str = 'fast', # bfloat16 where the device is fast at it; or 'float32', as always for 'upstream'
     ) -> EchoPrimeInterpreter:
         if path is None: raise EchoError(f'{name} needs --weights DIR, as written by `echo_lit convert echoprime MODEL_DATA --out DIR`')
         bank = Candidates.load(Path(path)/'bank')
-        try: bundle = load_model(name, path, device, preset=preset, parts=('video', 'views'))
+        if preset == 'upstream': precision = 'float32'
+        try: bundle = load_model(name, path, device, preset=preset, parts=('video', 'views'), precision=precision)
         except (RuntimeError, AssertionError) as e:
             raise EchoError(f'{name} cannot run on {plain_text(device)}: {plain_text(e)}') from e
         return cls(bundle, bank, preset)
 
-# %% ../../nbs/41a_interpret.echoprime.ipynb #3ea1372c
+# %% ../../nbs/41a_interpret.echoprime.ipynb #3a485500
+@patch
+def made_ready(self: EchoPrimeInterpreter,
+    clip: Clip, # Of a kind it reads
+) -> tuple[torch.Tensor, bytes]: # float `[3,16,224,224]`, and the film
+    "A clip decoded, by a thread while earlier ones are encoded."
+    plain = self.preset == 'upstream' and clip.colour_source.startswith('video')
+    contract = echoprime_contract('upstream', video=True) if plain else self.bundle.contract
+    return echoprime_input(clip, contract), film_strip(clip)
+
 @patch
 @torch.inference_mode()
 def reading(self: EchoPrimeInterpreter,
     clip: Clip, # Of a kind it reads
+    ready: tuple|None = None, # From `made_ready`
 ) -> ClipReading:
     "View and vector of a clip."
-    video, views = self.bundle.video, self.bundle.views
-    plain = self.preset == 'upstream' and clip.colour_source.startswith('video')
-    contract = echoprime_contract('upstream', video=True) if plain else self.bundle.contract
-    x = echoprime_input(clip, contract)[None].to(next(video.parameters()).device)
+    video, views, (x, film) = self.bundle.video, self.bundle.views, ready or self.made_ready(clip)
+    x = x[None].to(next(video.parameters()).device)
     with stage('encode'):
         vector = video.encode_normalised(x)[0].float().cpu()
         if not torch.isfinite(vector).all(): raise EchoError('the encoder gave numbers that are not finite')
         probability = (views.frame_logits(x[:, :, 0]).float()/views.temperature).softmax(1)[0].cpu()
     view = COARSE_VIEWS[int(probability.argmax())] if probability.max() >= views.threshold.cpu() else None
-    return ClipReading(clip, vector, probability, view, film_strip(clip))
+    return ClipReading(clip, vector, probability, view, film)
 
 # %% ../../nbs/41a_interpret.echoprime.ipynb #f744f34f
 @patch
