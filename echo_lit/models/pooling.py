@@ -82,7 +82,7 @@ class TokenPool(nn.Module):
         w = w[:, 0, 1:]*mask
         return self.dropout(out)*mask.any(1, keepdim=True), w/w.sum(1, keepdim=True).clamp(min=1e-9)
 
-# %% ../../nbs/23b_models.pooling.ipynb #15147e16
+# %% ../../nbs/23b_models.pooling.ipynb #6963d9b3
 class BagPool(nn.Module):
     "Clips of a study, or tokens of its clips, to one vector, in one of several ways."
     modes = ('mean', 'max', 'attention', 'cls', 'mean+cls', 'attention+cls')
@@ -103,12 +103,13 @@ class BagPool(nn.Module):
         if 'attention' in mode: self.gated = GatedPool(dim, hidden)
         if 'cls' in mode:
             self.token, self.over = nn.Parameter(torch.randn(dim)), TokenPool(dim, heads, dropout, norm_first)
-            if mode != 'mean+cls': self.within = self.over if shared else TokenPool(dim, heads, dropout, norm_first)
+            self.shared = shared or mode == 'mean+cls'
+            if not self.shared: self.within = TokenPool(dim, heads, dropout, norm_first)
 
     def parts(self): # Name of each part
         return self.mode.split('+')
 
-# %% ../../nbs/23b_models.pooling.ipynb #007b5907
+# %% ../../nbs/23b_models.pooling.ipynb #bf6f5d82
 @patch
 def one_way(self: BagPool,
     way: str, # 'mean', 'max', 'attention' or 'cls'
@@ -118,7 +119,7 @@ def one_way(self: BagPool,
     "Pooled in one way."
     pools = dict(mean=mean_pool, max=max_pool)
     if way in pools: return pools[way](x, mask)
-    tokens = {'attention': lambda x, m: self.gated(x, m), 'cls': lambda x, m: self.within(x, m, self.token)}[way]
+    tokens = {'attention': lambda x, m: self.gated(x, m), 'cls': lambda x, m: (self.over if self.shared else self.within)(x, m, self.token)}[way]
     if x.ndim == 4:
         every = mask.flatten()[:, None].expand(-1, x.shape[2])
         x = tokens(x.flatten(0, 1), every)[0].unflatten(0, mask.shape)
@@ -141,7 +142,7 @@ def forward(self: BagPool,
     pooled, weights = zip(*(self.one_way(way, x, mask) for way in self.parts()))
     return torch.cat(pooled, 1), weights[-1]
 
-# %% ../../nbs/23b_models.pooling.ipynb #ed658962
+# %% ../../nbs/23b_models.pooling.ipynb #6fd3e926
 class SectionPool(nn.Module):
     "A query for each report section from the clips of a study, pooled in one of the ways of `BagPool`."
     def __init__(self,
@@ -151,10 +152,11 @@ class SectionPool(nn.Module):
         mode: str = 'cls', # One of `BagPool.modes`
         hidden: int = 64, # Units of the gate
         heads: int = 4, # Of the token's attention
+        shared: bool = True, # See `BagPool`; only with the tokens of clips is there anything to read otherwise
     ):
         super().__init__()
-        self.sizes = dict(dim=dim, n_views=n_views, n_sections=n_sections, mode=mode, hidden=hidden, heads=heads)
-        self.pools = nn.ModuleList(BagPool(dim, mode, hidden, heads, n_views) for _ in range(n_sections))
+        self.sizes = dict(dim=dim, n_views=n_views, n_sections=n_sections, mode=mode, hidden=hidden, heads=heads, shared=shared)
+        self.pools = nn.ModuleList(BagPool(dim, mode, hidden, heads, n_views, shared=shared) for _ in range(n_sections))
         for p in self.pools:
             if p.views is not None: nn.init.zeros_(p.views.weight)
         self.project = nn.Parameter(torch.eye(dim).repeat(n_sections, self.pools[0].width//dim, 1))

@@ -34,7 +34,6 @@ def test_published_pool(case):
         if name.startswith('heads.'): continue
         head, _, tail = name.partition('.')
         named['token' if head == 'cls_token' else f'{OURS[head]}.{tail}'] = w.flatten() if head == 'cls_token' else w
-    if 'shared' in case: named |= {k.replace('over.', 'within.'): w for k, w in named.items() if k.startswith('over.')}
     if 'mean' in case: named = {k: w for k, w in named.items() if not k.startswith('within')}
     pool.load_state_dict(named)
     mask, ids = torch.tensor(GOLDEN['mask_valid_true']).bool(), torch.tensor(GOLDEN['view_ids'])
