@@ -3,6 +3,7 @@ import csv
 import itertools
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from pydicom.uid import UID
 
 from echo_lit.core import EchoError
 from echo_lit.data.cine import read_cine, write_dicom, write_video
-from echo_lit.data.deid import ALLOWED, Keys, Refused, deidentify, deidentify_file, kept_sector
+from echo_lit.data.deid import ALLOWED, Keys, Refused, deidentify, deidentify_file, kept_sector, save_map
 from echo_lit.data.heart import random_heart
 from echo_lit.data.phantom import phantom_clip
 from echo_lit.data.probe import SHOTS
@@ -230,6 +231,25 @@ def test_keys_make_the_names(archive, tmp_path):
     mapped = {r[1]: r[2] for r in csv.reader((tmp_path/'k1'/'keymap.csv').read_text().splitlines())}
     assert mapped[f'{SECRET}Pid'] == a.file.split('/')[0] and '1.2.777.41.5501' in mapped
     assert not any((tmp_path/'k1'/'key').read_bytes().strip() in x for x in everything(tmp_path/'a'))
+
+def test_videos_keep_their_pseudonyms_when_the_archive_moves(tmp_path, monkeypatch):
+    for i in (1, 2): (tmp_path/'one'/'lab'/f'=p{i}').mkdir(parents=True)
+    for i in (1, 2): write_video(tmp_path/'one'/'lab'/f'=p{i}'/'a.avi', speckle(seed=i)[0], 30)
+    def names(folder, out): return [r.file for r in deidentify(folder, tmp_path/out, tmp_path/'keys')]
+    first = names(tmp_path/'one'/'lab', 'a')
+    shutil.move(tmp_path/'one', tmp_path/'two')
+    assert names(tmp_path/'two'/'lab', 'b') == first and len({f.split('/')[0] for f in first}) == 2
+    monkeypatch.chdir(tmp_path/'two'/'lab')
+    assert names('.', '../../c') == first
+    with open(tmp_path/'keys'/'keymap.csv', newline='') as f: mapped = {tuple(r[:2]): r[2] for r in csv.reader(f)}
+    assert mapped['patient', 'folder lab/=p1'] == first[0].split('/')[0]
+
+def test_no_name_in_the_key_map_is_a_formula(tmp_path):
+    keys = Keys(tmp_path/'keys')
+    codes = [keys.code('patient', name) for name in ('=1+1', "'=1+1", '@x')]
+    for _ in range(2): save_map(keys)
+    with open(tmp_path/'keys'/'keymap.csv', newline='') as f: rows = list(csv.reader(f))[1:]
+    assert rows == [['patient', n, c] for n, c in zip(("'=1+1", "''=1+1", "'@x"), codes)]
 
 def test_one_row_a_file_and_no_leftovers(archive, tmp_path):
     src = archive[0]
