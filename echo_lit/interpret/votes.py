@@ -92,7 +92,7 @@ def consistent(
         out['wall_motion_abnormality'] = replace(out['wall_motion_abnormality'], value=True, confidence=sure, method='from a region')
     return out
 
-# %% ../../nbs/40a_interpret.votes.ipynb #328a2d0f
+# %% ../../nbs/40a_interpret.votes.ipynb #5a6d8fc3
 def _is_number(x): return isinstance(x, Real) and not isinstance(x, bool) and bool(np.isfinite(x))
 
 def _settings_error(
@@ -111,7 +111,8 @@ def _settings_error(
     for code, x in s.cuts.items():
         if getattr(FINDINGS.get(code), 'kind', '') != 'present': return f'cuts: {code} is not a finding that is present or absent'
         if not _is_number(x) or not 0 < x < 1: return f'cuts: {code} is a share between 0 and 1, not {x!r}'
-    return '' if isinstance(s.kinds, (list, tuple)) and s.kinds and set(map(str, s.kinds)) <= set(KINDS) else f'kinds are of {", ".join(KINDS)}, not {s.kinds!r}'
+    fine = isinstance(s.kinds, (list, tuple)) and s.kinds and set(map(str, s.kinds)) <= set(KINDS)
+    return '' if fine else f'kinds are of {", ".join(KINDS)}, not {s.kinds!r}'
 
 # %% ../../nbs/40a_interpret.votes.ipynb #c94271ac
 @dataclass(frozen=True)

@@ -87,7 +87,8 @@ def test_words_with_slashes_come_through(machine, study, words):
 
 def test_no_name_of_a_file_leaves(machine, study):
     lost = [Failure('DOE_JANE.dcm', 'open', "cannot read '/archive/O'DOE^JANE/DOE_JANE.dcm'"), Failure('4711', 'open', 'in/DOE^JANE/4711.dcm is cut off')]
-    r = replace(machine.interpret(study), films={}, failures=lost, set_aside=[SetAside('004711004711', 'other', 'not a cine'), SetAside('9be0c1d2aa03', 'still', 'one frame')])
+    aside = [SetAside('004711004711', 'other', 'not a cine'), SetAside('9be0c1d2aa03', 'still', 'one frame')]
+    r = replace(machine.interpret(study), films={}, failures=lost, set_aside=aside)
     record = interpretation_record(r)
     assert [f['clip'] for f in record['failures'] + record['set_aside']] == ['file-1', 'file-2', 'file-3', '9be0c1d2aa03']
     for text in (html_page(r), json.dumps(record)): assert 'DOE' not in text and '4711' not in text and 'archive' not in text
@@ -104,7 +105,8 @@ def test_findings_of_a_bank_that_mean_nothing(machine, study, said):
     odd = ReportIndex(machine.index.embeddings, machine.index.table.assign(findings=said))
     with pytest.raises(EchoError, match='in the bank cannot be read'): Interpreter(machine.bundle, odd, machine.settings).interpret(study)
 
-@pytest.mark.parametrize('given', [[], 3, dict(gate=3), dict(k='many'), dict(k=0), dict(pool=2.5), dict(temperature='warm'), dict(cuts={'lv_thrombus': 0}), dict(kinds=[1])])
+@pytest.mark.parametrize('given', [[], 3, dict(gate=3), dict(k='many'), dict(k=0), dict(pool=2.5), dict(temperature='warm'),
+    dict(cuts={'lv_thrombus': 0}), dict(kinds=[1])])
 def test_settings_that_mean_nothing(machine, given):
     with pytest.raises(EchoError, match='^phantom-tiny: '): Settings.of(replace(machine.bundle, config={'interpret': given}))
 
