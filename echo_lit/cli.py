@@ -191,7 +191,7 @@ def _add_phantom(command):
     add('--workers', type=at_least(1), default=2, metavar='W', help='processes that render a corpus')
     add('--no-overlay', dest='overlay', action='store_false', help='a corpus without screen text and ECG')
 
-# %% ../nbs/61_cli.ipynb #fb70b1e5
+# %% ../nbs/61_cli.ipynb #7dc1b1ad
 def train_recipe(
     args: argparse.Namespace, # recipe, settings, ranks, print_slurm, nodes, gpus
 ) -> int: # Exit code
@@ -220,10 +220,10 @@ def _add_train(command):
     add = command('train', train_recipe, 'Follow a training recipe; the same command goes on with a run that was killed.')
     add('recipe', help='phantom-tiny, video-report, or a TOML file')
     add('settings', nargs='*', metavar='key=value', help='data=CORPUS (of video-report: a manifest) out=FOLDER, and any setting of the recipe as section.key=value')
-    add('--ranks', type=int, metavar='N', help='processes that torchrun should have started; any other number is an error')
+    add('--ranks', type=at_least(1), metavar='N', help='processes that torchrun should have started; any other number is an error')
     add('--print-slurm', action='store_true', help='print a job for sbatch instead')
-    add('--nodes', type=int, default=1, metavar='N', help='machines of that job')
-    add('--gpus', type=int, default=8, metavar='N', help='graphics cards on each of them')
+    add('--nodes', type=at_least(1), default=1, metavar='N', help='machines of that job')
+    add('--gpus', type=at_least(1), default=8, metavar='N', help='graphics cards on each of them')
 
 # %% ../nbs/61_cli.ipynb #2386caad
 def measure_bundle(
@@ -253,7 +253,7 @@ def measure_manifest(
     say('', *(f'  {out/name}' for name in ('metrics.json', 'clips.csv', 'findings.csv')), *([f'  {lost} clips were lost; clips.csv says why'] if lost else []))
     return SOME_FAILED if lost else DONE
 
-# %% ../nbs/61_cli.ipynb #ceea6fe4
+# %% ../nbs/61_cli.ipynb #aeec35d1
 def _add_evaluate(command):
     add = command('evaluate', measure_bundle,
         'Measure a model: on phantoms that it was not trained on (writes metrics.json and its card), or on a manifest with known answers.')
@@ -262,7 +262,7 @@ def _add_evaluate(command):
     add('--weights', type=Path, metavar='DIR', help='manifest: folder with the downloaded weights of that model')
     add('--root', type=Path, metavar='DIR', help='manifest: the folder its paths start from; leave it out for its own')
     add('--unknown-patient', choices=('each clip', 'each study'), help='manifest: what a row without a patient stands for')
-    add('--studies', type=at_least(1), default=300, metavar='N', help='how many phantom studies')
+    add('--studies', type=at_least(2), default=300, metavar='N', help='how many phantom studies; an interval needs two')
     add('--seed', type=at_least(0), metavar='S', help='of the first phantom; leave it out for the held-out seeds')
     add('--out', type=Path, metavar='DIR', help='where the results go; leave it out for the bundle itself, or for a folder `results`')
     add('--workers', type=at_least(0), default=2, metavar='W', help='processes')
