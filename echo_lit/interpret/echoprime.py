@@ -177,15 +177,18 @@ class EchoPrimeInterpreter(Interpreter):
             raise EchoError(f'{name} cannot run on {plain_text(device)}: {plain_text(e)}') from e
         return cls(bundle, bank, preset)
 
-# %% ../../nbs/41a_interpret.echoprime.ipynb #3a485500
+# %% ../../nbs/41a_interpret.echoprime.ipynb #3c8bd78b
 @patch
 def made_ready(self: EchoPrimeInterpreter,
     clip: Clip, # Of a kind it reads
-) -> tuple[torch.Tensor, bytes]: # float `[3,16,224,224]`, and the film
+) -> tuple[torch.Tensor, bytes]: # uint8 `[3,16,224,224]`, and the film
     "A clip decoded, by a thread while earlier ones are encoded."
+    return self._contract(clip).clip_tensor(clip), film_strip(clip)
+
+@patch
+def _contract(self: EchoPrimeInterpreter, clip):
     plain = self.preset == 'upstream' and clip.colour_source.startswith('video')
-    contract = echoprime_contract('upstream', video=True) if plain else self.bundle.contract
-    return echoprime_input(clip, contract), film_strip(clip)
+    return echoprime_contract('upstream', video=True) if plain else self.bundle.contract
 
 @patch
 @torch.inference_mode()
@@ -195,7 +198,7 @@ def reading(self: EchoPrimeInterpreter,
 ) -> ClipReading:
     "View and vector of a clip."
     video, views, (x, film) = self.bundle.video, self.bundle.views, ready or self.made_ready(clip)
-    x = x[None].to(next(video.parameters()).device)
+    x = echoprime_input(clip, self._contract(clip), seen=x)[None].to(next(video.parameters()).device)
     with stage('encode'):
         vector = video.encode_normalised(x)[0].float().cpu()
         if not torch.isfinite(vector).all(): raise EchoError('the encoder gave numbers that are not finite')

@@ -45,14 +45,15 @@ def echoprime_contract(
     return InputContract(seconds=None, stride=2, size=224, crop='centre', zoom=.1, padding='zero', mean=_MEAN, std=_STD, mask=mask,
                          channels='RGB' if preset == 'upstream' and video else 'YUV')
 
-# %% ../../nbs/24a_models.echoprime.ipynb #8bca90b7
+# %% ../../nbs/24a_models.echoprime.ipynb #90093502
 def echoprime_input(
     clip: Clip, # Any of more than one frame
     contract: InputContract, # From `echoprime_contract`
     start: int = 0, # First frame
+    seen: Tensor|None = None, # uint8 `[3,16,224,224]` from `contract.clip_tensor`, where a thread has made it already
 ) -> Tensor: # float `[3,16,224,224]`
     "A clip, normalised, its padding exactly zero."
-    x = contract.normalise(contract.clip_tensor(clip, start)[None])[0]
+    x = contract.normalise((contract.clip_tensor(clip, start) if seen is None else seen)[None])[0]
     x[:, torch.from_numpy(contract.indices(clip, start) < 0)] = 0
     return x
 
