@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ..data.contract import InputContract
 
 # %% auto #0
-__all__ = ['VideoTower', 'fast_dtype', 'autocast', 'with_motion', 'ResidualBlock', 'FrameEncoder', 'FrameToken', 'time_positions',
-           'FrameVideoTower', 'video_tower']
+__all__ = ['VideoTower', 'fast_dtype', 'autocast', 'frame_planes', 'ResidualBlock', 'FrameEncoder', 'FrameToken',
+           'time_positions', 'FrameVideoTower', 'video_tower']
 
 # %% ../../nbs/20_models.video.ipynb #296cf3fc
 class VideoTower(nn.Module):
@@ -51,13 +51,15 @@ def autocast(
     "Mixed precision where the device gains from it."
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=fast_dtype(device) == torch.bfloat16)
 
-# %% ../../nbs/20_models.video.ipynb #e6072f10
-def with_motion(
+# %% ../../nbs/20_models.video.ipynb #8b289de6
+def frame_planes(
     x: Tensor, # [B,3,T,H,W] normalised clips
-) -> Tensor: # [B,4,T,H,W]
-    "Clips with the grey difference to the next frame as fourth channel; the last frame has none."
-    grey = x.mean(1, keepdim=True)
-    return torch.cat([x, F.pad(grey[:, :, 1:] - grey[:, :, :-1], (0, 0, 0, 0, 0, 1))], 1)
+) -> Tensor: # [B,5,T,H,W]
+    "Grey, red less blue, yellow less green, grey less its mean over time, and its standard deviation over time."
+    (r, g, b), grey = x.unbind(1), x.mean(1)
+    moved = grey - grey.mean(1, keepdim=True)
+    spread = moved.square().mean(1, keepdim=True).add(1e-6).sqrt().expand_as(moved)
+    return torch.stack([grey, r - b, (r + b)/2 - g, moved, spread], 1)
 
 # %% ../../nbs/20_models.video.ipynb #29ebbadf
 class ResidualBlock(nn.Module):
@@ -130,7 +132,7 @@ def time_positions(
     wave = torch.arange(n)[:, None]*longest**(-torch.arange(0, width, 2)/width)
     return torch.cat([wave.sin(), wave.cos()], 1)
 
-# %% ../../nbs/20_models.video.ipynb #65c8fd7f
+# %% ../../nbs/20_models.video.ipynb #2b1928fd
 class FrameVideoTower(VideoTower):
     "Frame encoder, temporal transformer, mean and maximum over time."
     kind = 'frames'
@@ -145,7 +147,7 @@ class FrameVideoTower(VideoTower):
     ):
         super().__init__(contract or InputContract(), embed_dim)
         self.sizes = dict(width=width, embed_dim=embed_dim, depth=depth, heads=heads, widths=tuple(widths), dropout=dropout)
-        self.encoder = FrameEncoder(4, widths)
+        self.encoder = FrameEncoder(5, widths)
         self.token = FrameToken(self.encoder.width, width)
         layer = nn.TransformerEncoderLayer(width, heads, 2*width, dropout, F.gelu, batch_first=True, norm_first=True)
         self.transformer = nn.TransformerEncoder(layer, depth, nn.LayerNorm(width), enable_nested_tensor=False)
@@ -155,8 +157,8 @@ class FrameVideoTower(VideoTower):
         clips: Tensor, # uint8 [B,3,T,H,W]
     ) -> Tensor: # [B,T,width]
         "One token a frame, each aware of the others."
-        x = with_motion(self.contract.normalise(clips))
-        frames = x.transpose(1, 2).flatten(0, 1)                # [B*T,4,H,W]
+        x = frame_planes(self.contract.normalise(clips))
+        frames = x.transpose(1, 2).flatten(0, 1)                # [B*T,5,H,W]
         x = torch.cat([self.encoder(f) for f in frames.split(128)])   # pieces that fit the processor's memory caches
         x = self.token(x).unflatten(0, (len(clips), -1))
         return self.transformer(x + time_positions(x.shape[1], x.shape[2]).to(x))
