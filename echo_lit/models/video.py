@@ -19,11 +19,16 @@ from ..data.contract import InputContract
 __all__ = ['VideoTower', 'fast_dtype', 'autocast', 'frame_planes', 'ResidualBlock', 'FrameEncoder', 'FrameToken',
            'time_positions', 'FrameVideoTower', 'video_tower']
 
-# %% ../../nbs/20_models.video.ipynb #296cf3fc
+# %% ../../nbs/20_models.video.ipynb #442a32cc
 class VideoTower(nn.Module):
     "Base of all video towers: uint8 clips in, one vector a clip out."
     kinds: dict[str, type[VideoTower]] = {} # By the name in their configuration
-    def __init_subclass__(cls): VideoTower.kinds[cls.kind] = cls
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if 'kind' not in cls.__dict__: return
+        known = VideoTower.kinds.setdefault(cls.kind, cls)
+        if known.__qualname__ != cls.__qualname__: raise TypeError(f'{cls.__qualname__} needs a kind of its own: {cls.kind!r} is {known.__qualname__}')
+        VideoTower.kinds[cls.kind] = cls
 
     def __init__(self,
         contract: InputContract, # How the tower wants its clips
@@ -36,13 +41,13 @@ class VideoTower(nn.Module):
         "Kind, sizes and contract as plain values."
         return dict(kind=self.kind, **self.sizes, contract=self.contract.to_dict())
 
-# %% ../../nbs/20_models.video.ipynb #a476b3b5
+# %% ../../nbs/20_models.video.ipynb #1bbd2027
 def fast_dtype(
     device: str|torch.device = 'cpu', # Where the model runs
 ) -> torch.dtype: # bfloat16 or float32
     "The type of number that a device multiplies fastest, of those that keep the range of float32."
     kind = torch.device(device).type
-    fast = torch.cuda.is_bf16_supported() if kind == 'cuda' else kind == 'cpu' and torch.cpu._is_amx_tile_supported()
+    fast = torch.cuda.is_bf16_supported(including_emulation=False) if kind == 'cuda' else kind == 'cpu' and torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if fast else torch.float32
 
 def autocast(
