@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from fastai.callback.core import Callback
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,9 +19,11 @@ from echo_lit.models.hub import load_model
 from echo_lit.models.pooling import BagPool
 from echo_lit.models.text import TextTower, train_tokenizer
 from echo_lit.models.video import FrameVideoTower
-from echo_lit.training.contrastive import ContrastivePair, ReportRecall, pair_loss
+from echo_lit.training.batches import two_loaders
+from echo_lit.training.contrastive import ContrastivePair, ReportRecall, contrastive_learner, pair_loss
 from echo_lit.training.losses import clip_loss, same_report
-from echo_lit.training.pairs import Apart, ReportTokens, near_reports, pair_tokens, true_of
+from echo_lit.training.pairs import Apart, ReportTokens, near_reports, pair_batches, pair_tokens, true_of
+from echo_lit.training.resume import Checkpoints
 
 REPORTS = ['Left Ventricle: Normal. EF 60%.\nPericardium: No effusion.', 'Left Ventricle: Dilated. EF 30%.\nPericardium: No effusion.',
            'Left Ventricle: Normal. EF 60%.\nPericardium: No effusion.', 'IVC: Dilated.']
@@ -55,11 +58,9 @@ def test_no_text_is_longer_than_the_context(show, context):
         assert ((lines[..., 1] == 0) | (lines[..., 1] == lines[..., 0])).all() and true_of(*lines.unbind(-1)).diagonal().all()
 
 
-def test_draws_come_from_torch():
-    def drawn():
-        torch.manual_seed(3)
-        return [pair_tokens(ReportTokens(TOK, 'some'), REPORTS)[0].tolist() for _ in range(5)]
-    assert drawn() == drawn()
+def test_draws_follow_from_the_generator():
+    def drawn(seed): return [pair_tokens(ReportTokens(TOK, 'some'), REPORTS, torch.Generator().manual_seed(seed + i))[0].tolist() for i in range(5)]
+    assert drawn(0) == drawn(0) != drawn(9)
 
 
 @settings(max_examples=60, deadline=None)
@@ -197,9 +198,37 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path, loss, parts):
     assert one['log'][0] == pytest.approx(two['log'][0], abs=1e-4) and one['log'][2] == two['log'][2]
 
 
-TINY = {'kind = "mvit"\nembed_dim = 512': 'kind = "frames"\nembed_dim = 16\nwidth = 32\ndepth = 1\nheads = 2\nwidths = [32, 32, 32]',
-        'width = 768': 'width = 32', 'layers = 12': 'layers = 1', 'heads = 12': 'heads = 2', 'pieces = 8000': 'pieces = 120', 'size = 224': 'size = 32', 'frames = 16': 'frames = 4',
-        'stride = 2': 'stride = 1', 'valid = 0.1 ': 'valid = 0.3 '}
+class Stop(Callback):
+    order = 200
+    def __init__(self, at): self.at = at
+    def after_batch(self):
+        if self.training and self.train_iter == self.at: raise KeyboardInterrupt
+
+
+def test_a_broken_off_training_draws_the_same_words_and_ends_with_the_same_weights(tmp_path):
+    rng, rows = np.random.default_rng(0), []
+    for i in range(14):
+        path = write_video(tmp_path/f'{i}.avi', rng.integers(0, 255, (6, 32, 32, 3), dtype=np.uint8), 25)
+        rows.append(dict(clip_id=f'{i:012x}', patient_id=f'p{i//2}', study_id=f's{i}', path=path.name, report=REPORTS[i % 4],
+                         split='train' if i < 10 else 'val'))
+    films = manifest(rows, 'toy')
+    def run(name, *cbs):
+        pair = small_pair()
+        dls = two_loaders(pair_batches, films, tmp_path, pair.video.contract, ReportTokens(TOK, 'some'), bs=3)
+        learn = contrastive_learner(dls, pair.video, pair.text, ks=(1,), lr=1e-2, half=False)
+        torch.manual_seed(5)
+        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(2, cbs=[Checkpoints(tmp_path/name, every=1), *cbs])
+        return learn.model.state_dict(), list(learn.recorder.values[-1])
+    whole = run('whole')
+    for at in (2, 6):
+        with pytest.raises(KeyboardInterrupt): run(f'broken{at}', Stop(at))
+        again = run(f'broken{at}')
+        assert all(torch.equal(w, again[0][k]) for k, w in whole[0].items()) and again[1] == whole[1]
+
+
+FRAMES = 'kind = "frames"\nembed_dim = 16\nwidth = 32\ndepth = 1\nheads = 2\nwidths = [32, 32, 32]'
+TINY = {'kind = "mvit"\nembed_dim = 512': FRAMES, 'width = 768': 'width = 32', 'layers = 12': 'layers = 1', 'heads = 12': 'heads = 2',
+        'pieces = 8000': 'pieces = 120', 'size = 224': 'size = 32', 'frames = 16': 'frames = 4', 'stride = 2': 'stride = 1', 'valid = 0.1 ': 'valid = 0.3 '}
 
 
 def test_the_command_follows_the_recipe(tmp_path, root, capsys):
