@@ -235,11 +235,14 @@ def run_stage(
 ) -> dict[str, Tensor]: # What the work gave
     "The result of a stage: read back if its key is unchanged, made and written otherwise."
     path = Path(folder)/f'{name}.safetensors'
-    if path.exists():
-        with safe_open(path, 'pt') as f:
-            if (f.metadata() or {}).get('key') == key: return {k: f.get_tensor(k) for k in f.keys()}
+    if (found := _kept_stage(path, key)) is not None: return found
     distrib_barrier()
     made = {k: v.detach().cpu().contiguous() for k, v in make().items()}
     if not rank_distrib(): save_weights(path, made, key=key)
     distrib_barrier()
-    return made
+    return _kept_stage(path, key) if rank_distrib() else made
+
+def _kept_stage(path, key):
+    if not path.exists(): return None
+    with safe_open(path, 'pt') as f:
+        return {k: f.get_tensor(k) for k in f.keys()} if (f.metadata() or {}).get('key') == key else None
