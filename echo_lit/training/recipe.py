@@ -107,7 +107,8 @@ def text_stage(
 ) -> dict[str, Tensor]: # Weights, and the tokenizer as bytes
     "A text tower that has read the reports, first in parts and then whole."
     c, y = recipe['text'], codec.encode(table_values(table.findings))
-    tokenizer = train_tokenizer(table.text[:4000], c['vocabulary'])
+    def words() -> dict[str, Tensor]: return dict(tokenizer=_as_bytes(train_tokenizer(table.text[:4000], c['vocabulary'])))
+    tokenizer = _tokenizer(run_stage(fit.runs, 'tokenizer', '', words) if hasattr(fit, 'runs') else words())
     parts = [report_parts(t, tokenizer) for t in table.text]
     held = max(1, min(500, len(parts)//10))
     tower = _text_tower(tokenizer)
@@ -117,21 +118,26 @@ def text_stage(
     fit(learn, c['short_epochs'])
     learn.dls = loaders(c['batch'], None)
     fit(learn, c['epochs'])
-    return dict(tower.state_dict(), tokenizer=torch.frombuffer(bytearray(tokenizer.to_str().encode()), dtype=torch.uint8))
+    return dict(tower.state_dict(), tokenizer=_as_bytes(tokenizer))
 
 # %% ../../nbs/34a_training.recipe.ipynb #32a6b75c
 def text_tower(
     state: dict[str, Tensor], # From `text_stage`
 ) -> TextTower: # Trained, with its tokenizer
     "The tower of a finished text stage."
-    from tokenizers import Tokenizer
-    tower = _text_tower(Tokenizer.from_str(bytes(state['tokenizer'].numpy()).decode()))
+    tower = _text_tower(_tokenizer(state))
     tower.load_state_dict({k: v for k, v in state.items() if k != 'tokenizer'})
     return tower.eval()
 
 def _text_tower(tokenizer: object) -> TextTower:
     "The text tower of the bundle, without dropout: reports are endless."
     return TextTower(**{**phantom_tiny(tokenizer).text.config(), 'dropout': 0.}, tokenizer=tokenizer)
+
+def _as_bytes(tokenizer): return torch.frombuffer(bytearray(tokenizer.to_str().encode()), dtype=torch.uint8)
+
+def _tokenizer(state):
+    from tokenizers import Tokenizer
+    return Tokenizer.from_str(bytes(state['tokenizer'].numpy()).decode())
 
 # %% ../../nbs/34a_training.recipe.ipynb #73bc45f7
 def view_stage(
@@ -228,6 +234,7 @@ def keyed_stages(
         runs, number = folder/f'{name}-{keys[name]}', count()
         def going_on(learn: Learner, epochs: int) -> Learner:
             return fit(learn, epochs, quiet, Checkpoints(runs/str(next(number)), key=keys[name], best=False))
+        going_on.runs = runs
         made = run_stage(folder, name, keys[name], lambda: make(going_on))
         if rank_distrib(): return made
         for old in folder.glob(f'{name}-*'): shutil.rmtree(old)

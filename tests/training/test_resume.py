@@ -147,6 +147,8 @@ RECIPE = """
 import os, signal, sys
 from pathlib import Path
 import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from echo_lit.training import recipe
 from echo_lit.training.loaders import disc_corpus
 from echo_lit.training.resume import Checkpoints
@@ -163,8 +165,9 @@ class Deadly(Checkpoints):
         Deadly.left -= 1
         if not Deadly.left: os.kill(os.getpid(), signal.SIGKILL)
 
-def child(out, left=0):
+def child(out, left=0, words=None):
     if not (pid := os.fork()):
+        if words: recipe.train_tokenizer = lambda *_: words
         recipe.Checkpoints, Deadly.left = Deadly, left
         recipe.train('phantom-tiny', SMALL | dict(data=str(folder/'discs'), out=str(out)), say=lambda line: None, quiet=True)
         os._exit(0)
@@ -174,9 +177,10 @@ if __name__ == '__main__':
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     disc_corpus(folder/'discs', n=12)
-    assert child(folder/'whole') == 0
     for left in map(int, sys.argv[2:]): assert child(folder/'cut', left) == -signal.SIGKILL
     assert child(folder/'cut') == 0
+    words = bytes(load_file(folder/'cut'/'stages'/'text.safetensors')['tokenizer'].numpy()).decode()
+    assert child(folder/'whole', words=Tokenizer.from_str(words)) == 0
 """
 
 
