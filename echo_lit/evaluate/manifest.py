@@ -97,7 +97,7 @@ def answer_tables(
     return (pd.DataFrame(clips, columns='patient clip true said confidence reason'.split()),
             pd.DataFrame(found, columns='patient study finding true said confidence written'.split()))
 
-# %% ../../nbs/53b_evaluate.manifest.ipynb #d94fc4eb
+# %% ../../nbs/53b_evaluate.manifest.ipynb #efa7e789
 def evaluate_manifest(
     name: str|Path, # Model: a name in `list_models`, or a bundle's folder
     path: str|Path, # A manifest
@@ -116,5 +116,5 @@ def evaluate_manifest(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     for file, rows in zip(('clips.csv', 'findings.csv'), answer_tables(records)): write_atomically(out/file, rows.map(safe_cell).to_csv(index=False))
-    write_atomically(out/'metrics.json', json.dumps(metrics, indent=1))
+    write_atomically(out/'metrics.json', json.dumps(metrics, indent=1, allow_nan=False))
     return metrics
