@@ -2,6 +2,7 @@
 export OMP_NUM_THREADS ?= 2
 export HF_HUB_OFFLINE ?= 1
 export PYTHONPATH := $(CURDIR)
+unexport VIRTUAL_ENV
 python := .venv/bin/python
 echo_lit = $(python) -c 'from echo_lit.cli import main; main()'
 
