@@ -59,12 +59,15 @@ class Board(TensorBoardCallback):
         if self.writer: self.writer.close()
         self.writer = None
 
-# %% ../../nbs/31c_training.record.ipynb #0b7383fb
+# %% ../../nbs/31c_training.record.ipynb #150d1eee
+class _Told(int): "A number with a `__dict__`, which fastai's `WandbCallback` looks into."
+
 @patch
-def gather_args(self: EchoLearner) -> dict[str, float]:
+def gather_args(self: EchoLearner) -> dict[str, int]:
     "What a logger may know: no texts, no names, no paths."
     size = sum(p.numel() for p in self.model.parameters())
-    return dict(batch=self.dls.train.bs, batches=len(self.dls.train), parameters=size, ranks=num_distrib() or 1)
+    told = dict(batch=self.dls.train.bs, batches=len(self.dls.train), parameters=size, ranks=num_distrib() or 1)
+    return {k: _Told(v) for k, v in told.items()}
 
 # %% ../../nbs/31c_training.record.ipynb #45ebb390
 def data_facts(
