@@ -33,8 +33,26 @@ def sr_code(
 _SITES = {'mitral': '91134007', 'aortic': '34202007', 'tricuspid': '46030003', 'pulmonic': '39057004', 'lvot': '13418002',
           'septal annulus': '399093001', 'lateral annulus': '399086000', 'tricuspid annulus': '113259005', 'rvot': '44627009'}
 
-# %% ../../nbs/16b_data.codes.ipynb #8b31eeb0
-_RULES = '''
+# %% ../../nbs/16b_data.codes.ipynb #4861f88b
+@dataclass(frozen=True)
+class Rule:
+    "One code that can mean a finding, and what must stand around it."
+    finding: str # A measured finding
+    site: str = '' # SNOMED code of the place it asks for
+    flow: str = '' # 'forward', 'backward', or '' for any
+    rank: int = 0 # 0 is preferred
+
+RULES: dict[tuple[str, str], list[Rule]] = {} # By value and scheme
+
+def _learn(rows: str):
+    "Adds lines of finding, codes, site and flow."
+    for finding, codes, site, flow in table_rows(rows):
+        for rank, value in enumerate(codes.split()):
+            scheme = 'LN' if '-' in value else 'DCM' if len(value) == 6 else 'SCT'
+            RULES.setdefault((value, scheme), []).append(Rule(finding, _SITES.get(site, ''), flow, rank + 10*bool(site)))
+
+# %% ../../nbs/16b_data.codes.ipynb #5a3a19cc
+_learn('''
 ef                       | 79991-6 79990-8 18043-0 79993-2 79992-4 77891-0 18049-7 | - | -
 lv_edv                   | 79996-5 79995-7 18026-5 79999-9 79998-1 | - | -
 lv_esv                   | 80001-1 80000-3 18148-7 80004-5 80003-7 | - | -
@@ -47,10 +65,10 @@ lv_mass_index            | 80020-1 80017-7 80026-8 80023-5 18087-7 | - | -
 gls                      | 130694 130690 130686 | - | -
 lvot_vti                 | 80030-0 | - | -
 lvot_vti                 | 20354-7 | lvot | forward
-'''
+''')
 
-# %% ../../nbs/16b_data.codes.ipynb #c76192ec
-_RULES += '''
+# %% ../../nbs/16b_data.codes.ipynb #09a5936d
+_learn('''
 rv_basal_diameter        | 80080-5 | - | -
 tapse                    | 77903-3 | - | -
 rv_s_prime               | 79926-2 | - | -
@@ -63,10 +81,10 @@ la_diameter              | 79975-9 29469-4 79977-5 | - | -
 ra_area                  | 80075-5 17988-7 | - | -
 ra_pressure              | 18070-3 | - | -
 qp_qs                    | 29462-9 | - | -
-'''
+''')
 
-# %% ../../nbs/16b_data.codes.ipynb #42d15cac
-_RULES += '''
+# %% ../../nbs/16b_data.codes.ipynb #68d943cf
+_learn('''
 mv_mean_gradient         | 80073-0 | - | -
 mv_mean_gradient         | 20256-4 | mitral | forward
 mv_area                  | 80068-0 80069-8 80067-2 | - | -
@@ -88,10 +106,10 @@ mr_eroa                  | 80071-4 | - | -
 mr_eroa                  | 399367004 | mitral | backward
 mr_volume                | 80064-9 80063-1 | - | -
 mr_volume                | 33878-0 | mitral | backward
-'''
+''')
 
-# %% ../../nbs/16b_data.codes.ipynb #d17904e3
-_RULES += '''
+# %% ../../nbs/16b_data.codes.ipynb #e6244319
+_learn('''
 av_peak_velocity         | 79964-3 | - | -
 av_peak_velocity         | 11726-7 20355-4 | aortic | forward
 av_mean_gradient         | 79962-7 | - | -
@@ -107,10 +125,10 @@ pulmonic_peak_velocity   | 79920-5 | - | -
 pulmonic_peak_velocity   | 11726-7 20355-4 | pulmonic | forward
 rvot_acceleration_time   | 79928-8 | - | -
 rvot_acceleration_time   | 20168-1 | pulmonic | forward
-'''
+''')
 
-# %% ../../nbs/16b_data.codes.ipynb #a4e74f11
-_RULES += '''
+# %% ../../nbs/16b_data.codes.ipynb #be171b2a
+_learn('''
 aortic_root_diameter     | 79953-6 18015-8 | - | -
 ascending_aorta_diameter | 79966-8 18012-5 | - | -
 aortic_arch_diameter     | 18011-7 | - | -
@@ -121,27 +139,7 @@ main_pa_diameter         | 80049-0 18020-8 | - | -
 pulmonary_vein_s         | 79917-1 29450-4 | - | -
 pulmonary_vein_d         | 79916-3 29451-2 | - | -
 pulmonary_vein_sd        | 29452-0 | - | -
-'''
-
-# %% ../../nbs/16b_data.codes.ipynb #c2216ce0
-@dataclass(frozen=True)
-class Rule:
-    "One code that can mean a finding, and what must stand around it."
-    finding: str # A measured finding
-    site: str = '' # SNOMED code of the place it asks for
-    flow: str = '' # 'forward', 'backward', or '' for any
-    rank: int = 0 # 0 is preferred
-
-def _rules():
-    table = {}
-    for finding, codes, site, flow in table_rows(_RULES):
-        for rank, value in enumerate(codes.split()):
-            scheme = 'LN' if '-' in value else 'DCM' if len(value) == 6 else 'SCT'
-            rule = Rule(finding, _SITES.get(site, ''), flow, rank + 10*bool(site))
-            table.setdefault((value, scheme), []).append(rule)
-    return table
-
-RULES = _rules()
+''')
 
 # %% ../../nbs/16b_data.codes.ipynb #79d36c61
 _LENGTH, _AREA = {'mm': .1, 'cm': 1, 'm': 100}, {'mm2': .01, 'cm2': 1, 'm2': 10_000}

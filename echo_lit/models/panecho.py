@@ -43,8 +43,18 @@ class PanEchoTask:
     @property
     def outputs(self) -> int: return len(self.classes) or 1
 
-# %% ../../nbs/24c_models.panecho.ipynb #528f1d6b
-_TASKS = '''
+# %% ../../nbs/24c_models.panecho.ipynb #5415a6a0
+def _task(line: str) -> PanEchoTask:
+    name, what, title, finding = line.split(' | ')
+    first, *rest = what.split(', ')
+    kind = 'binary' if first == 'binary' else 'graded' if len(rest) == 2 else 'measured'
+    return PanEchoTask(name, kind, title, first if kind == 'measured' else '', (first, *rest) if kind == 'graded' else (),
+                       'inverted' in rest, -1 if 'opposite' in rest else 1, finding.strip('-'))
+
+def _tasks(rows: str) -> dict[str, PanEchoTask]: return {t.name: t for t in map(_task, rows.strip().splitlines())}
+
+# %% ../../nbs/24c_models.panecho.ipynb #1843f3b4
+PANECHO_TASKS = _tasks('''
 pericardial-effusion | binary, inverted | pericardial effusion, at least mild | -
 EF | % | ejection fraction | ef
 GLS | %, opposite | global longitudinal strain | gls
@@ -63,6 +73,10 @@ LVIDd | cm | left ventricular internal diameter in diastole | lvidd
 LVOTDiam | cm | outflow tract diameter | -
 LVDiastolicFunction | Mild/Indeterminate, Moderate/Severe, Normal | left ventricular diastolic dysfunction | lv_diastolic_function
 E|EAvg | ratio | E/e' ratio, averaged | e_e_prime
+''')
+
+# %% ../../nbs/24c_models.panecho.ipynb #a436f0bf
+PANECHO_TASKS |= _tasks('''
 RVSP | mmHg | right ventricular systolic pressure | rvsp
 RVSize | Mildly Increased, Moderately/Severely Increased, Normal | right ventricular size | rv_size
 RVSystolicFunction | binary, inverted | right ventricular systolic function decreased | -
@@ -74,6 +88,10 @@ LAIDs2D | cm | left atrial diameter | la_diameter
 LAVol | mL | left atrial volume | la_volume
 RASize | binary, inverted | right atrium dilated | -
 RADimensionM-L(cm) | cm | right atrial width | -
+''')
+
+# %% ../../nbs/24c_models.panecho.ipynb #1759136b
+PANECHO_TASKS |= _tasks('''
 AVStructure | binary, inverted | bicuspid aortic valve | bicuspid_aortic_valve
 AVStenosis | Mild/Moderate, None, Severe | aortic stenosis | aortic_stenosis
 AVPkVel(m|s) | m/s | peak aortic velocity | av_peak_velocity
@@ -85,17 +103,7 @@ TVRegurgitation | Mild, Moderate/Severe, None/Trace | tricuspid regurgitation | 
 TVPkGrad | mmHg | peak tricuspid regurgitant gradient | -
 RAP-8-or-higher | binary | right atrial pressure of 8 mmHg or more | -
 AORoot | cm | aortic root diameter | aortic_root_diameter
-'''
-
-# %% ../../nbs/24c_models.panecho.ipynb #f5f93c25
-def _task(line: str) -> PanEchoTask:
-    name, what, title, finding = line.split(' | ')
-    first, *rest = what.split(', ')
-    kind = 'binary' if first == 'binary' else 'graded' if len(rest) == 2 else 'measured'
-    return PanEchoTask(name, kind, title, first if kind == 'measured' else '', (first, *rest) if kind == 'graded' else (),
-                       'inverted' in rest, -1 if 'opposite' in rest else 1, finding.strip('-'))
-
-PANECHO_TASKS = {t.name: t for t in map(_task, _TASKS.strip().splitlines())}
+''')
 
 # %% ../../nbs/24c_models.panecho.ipynb #8c6920ac
 def _frame_convnext(depths, widths):

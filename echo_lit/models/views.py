@@ -21,7 +21,7 @@ from ..vocabulary import COARSE_VIEWS, FINE_VIEWS
 __all__ = ['ViewClassifier', 'coarse_probabilities', 'fit_temperature', 'abstention_curve', 'fit_threshold', 'ConvNeXtViews',
            'TowerViews', 'view_classifier']
 
-# %% ../../nbs/22_models.views.ipynb #5ec9bbd7
+# %% ../../nbs/22_models.views.ipynb #d08da85e
 class ViewClassifier(nn.Module):
     "Frames of a clip to a view, with calibrated probability and a threshold below which no view is named."
     classes = COARSE_VIEWS
@@ -56,16 +56,18 @@ class ViewClassifier(nn.Module):
         x = torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
         return self.head(x).unflatten(0, (len(clips), len(t))).mean(1)
 
-    @torch.inference_mode()
-    def predict(self,
-        clips: Tensor, # uint8 [B,3,T,H,W]
-    ) -> tuple[Tensor, list[str|None]]: # Probabilities float32 [B,n] and the view of each clip; None: abstained
-        "Calibrated probabilities, and the view where the largest reaches the threshold."
-        training = self.training
-        p = (self.eval()(clips).float()/self.temperature).softmax(1)
-        self.train(training)
-        best, index = p.max(1)
-        return p, [self.classes[i] if b >= self.threshold else None for b, i in zip(best.tolist(), index.tolist())]
+# %% ../../nbs/22_models.views.ipynb #eb8ad44f
+@patch
+@torch.inference_mode()
+def predict(self: ViewClassifier,
+    clips: Tensor, # uint8 [B,3,T,H,W]
+) -> tuple[Tensor, list[str|None]]: # Probabilities float32 [B,n] and the view of each clip; None: abstained
+    "Calibrated probabilities, and the view where the largest reaches the threshold."
+    training = self.training
+    p = (self.eval()(clips).float()/self.temperature).softmax(1)
+    self.train(training)
+    best, index = p.max(1)
+    return p, [self.classes[i] if b >= self.threshold else None for b, i in zip(best.tolist(), index.tolist())]
 
 # %% ../../nbs/22_models.views.ipynb #89f66c9b
 def coarse_probabilities(

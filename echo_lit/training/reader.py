@@ -123,10 +123,11 @@ def stirred(
         z ^= z >> np.uint64(31)
     return z
 
-# %% ../../nbs/30a_training.reader.ipynb #1846b291
+# %% ../../nbs/30a_training.reader.ipynb #b812f606
 class LostClips(EchoError):
     "Too many clips of a run cannot be read."
 
+# %% ../../nbs/30a_training.reader.ipynb #1816ea1b
 class EchoLoader(DataLoader):
     "Batches of items; `at` are the numbers of the last ones, failures are written down, and the order is a function of the seed."
     def __init__(self,
@@ -153,18 +154,20 @@ class EchoLoader(DataLoader):
         try: return super().one_batch()
         finally: self.position = was
 
-    def new(self, dataset=None, cls=None, **kwargs):
-        "The same items in the order of the table, as they are for validation; a position of its own, the same list of failures."
-        if dataset is not None: raise EchoError('these items have no other data; make a loader of another table')
-        reader = replace(self.reader, read=replace(self.reader.read, train=False))
-        same = dict(bs=self.bs, max_lost=self.max_lost, workers=self.fake_l.num_workers, rank=self.rank, world=self.world,
-                    timeout=self.timeout, pin_memory=self.pin_memory, device=self.device, after_batch=self.after_batch)
-        dl = type(self)(reader, self.beside, **same | {k: v for k, v in kwargs.items() if k in same})
-        dl.failures = self.failures
-        return dl
-
     @property
     def get_idxs(self): raise AttributeError('items come in the order of the table; there is nothing to put back')
+
+# %% ../../nbs/30a_training.reader.ipynb #64991324
+@patch
+def new(self: EchoLoader, dataset=None, cls=None, **kwargs):
+    "The same items in the order of the table, as they are for validation; a position of its own, the same list of failures."
+    if dataset is not None: raise EchoError('these items have no other data; make a loader of another table')
+    reader = replace(self.reader, read=replace(self.reader.read, train=False))
+    same = dict(bs=self.bs, max_lost=self.max_lost, workers=self.fake_l.num_workers, rank=self.rank, world=self.world,
+                timeout=self.timeout, pin_memory=self.pin_memory, device=self.device, after_batch=self.after_batch)
+    dl = type(self)(reader, self.beside, **same | {k: v for k, v in kwargs.items() if k in same})
+    dl.failures = self.failures
+    return dl
 
 # %% ../../nbs/30a_training.reader.ipynb #56505a40
 @patch

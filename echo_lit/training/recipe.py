@@ -38,7 +38,8 @@ from ..vocabulary import findings_json
 
 # %% auto #0
 __all__ = ['RecipeError', 'load_recipe', 'report_table', 'table_values', 'fit', 'text_stage', 'text_tower', 'view_stage',
-           'video_stage', 'embed_stage', 'attention_stage', 'corpus_key', 'keyed_stages', 'train_bundle', 'train']
+           'video_stage', 'embed_stage', 'attention_stage', 'corpus_key', 'keyed_stages', 'train_bundle',
+           'data_and_out', 'train']
 
 # %% ../../nbs/34a_training.recipe.ipynb #0e0bc60a
 class RecipeError(EchoError):
@@ -98,7 +99,7 @@ def fit(
             with learn.no_logging(): learn.fit_one_cycle(epochs, learn.lr, cbs=kept)
     return learn
 
-# %% ../../nbs/34a_training.recipe.ipynb #c81a5d77
+# %% ../../nbs/34a_training.recipe.ipynb #3cf30203
 def text_stage(
     recipe: dict, # Settings
     table: pd.DataFrame, # From `report_table`
@@ -120,7 +121,7 @@ def text_stage(
     fit(learn, c['epochs'])
     return dict(tower.state_dict(), tokenizer=_as_bytes(tokenizer))
 
-# %% ../../nbs/34a_training.recipe.ipynb #32a6b75c
+# %% ../../nbs/34a_training.recipe.ipynb #13fde488
 def text_tower(
     state: dict[str, Tensor], # From `text_stage`
 ) -> TextTower: # Trained, with its tokenizer
@@ -219,7 +220,7 @@ def corpus_key(
     specs = sorted([*Path(folder).glob('**/corpus.json'), *Path(folder).glob('**/studies.parquet'), *Path(folder).glob('**/clips.parquet')])
     return stage_key([content_id(p.read_bytes()) for p in specs])
 
-# %% ../../nbs/34a_training.recipe.ipynb #4576b35f
+# %% ../../nbs/34a_training.recipe.ipynb #ccecbe19
 def keyed_stages(
     folder: Path, # Where stages are kept
     recipe: dict, # Settings
@@ -265,7 +266,16 @@ def train_bundle(
     bundle.config = dict(recipe=r, interpret=dict(r['interpret']), scale=round(float(attention['scale']), 3))
     return bundle, texts
 
-# %% ../../nbs/34a_training.recipe.ipynb #e03d144b
+# %% ../../nbs/34a_training.recipe.ipynb #2b9b02e7
+def data_and_out(
+    overrides: dict[str, object]|None, # `data`, `out`, and settings as `section.key`
+) -> tuple[Path, Path, dict]: # Both places, and the settings
+    "Where a run reads and writes, apart from how it learns."
+    rest = dict(overrides or {})
+    if missing := [k for k in ('data', 'out') if k not in rest]: raise RecipeError(f'say where: {", ".join(f"{k}=..." for k in missing)} is missing')
+    return Path(str(rest.pop('data'))), Path(str(rest.pop('out'))), rest
+
+# %% ../../nbs/34a_training.recipe.ipynb #1dcfef14
 def train(
     recipe: str|Path, # Name or TOML file
     overrides: dict[str, object]|None = None, # `data` (corpus), `out` (folder), and settings as `section.key`
@@ -275,9 +285,7 @@ def train(
 ) -> Path: # The bundle: `out`/name
     "Follows a recipe; stages that are done already are read back, and one that was killed goes on."
     join_ranks(ranks)
-    overrides = dict(overrides or {})
-    if missing := [k for k in ('data', 'out') if k not in overrides]: raise RecipeError(f'say where: {", ".join(f"{k}=FOLDER" for k in missing)} is missing')
-    data, out = Path(str(overrides.pop('data'))), Path(str(overrides.pop('out')))
+    data, out, overrides = data_and_out(overrides)
     r, corpus, keys = load_recipe(recipe, overrides), open_corpora(data), {'corpus': corpus_key(data)}
     table = report_table(max(r['text']['reports'], r['bank']['reports']))
     run_card(out/'run.json', settings=r, data=dict(hash=keys['corpus'], studies=len(corpus.studies), clips=len(corpus.table)), contract=corpus.contract.to_dict())

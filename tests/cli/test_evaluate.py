@@ -33,7 +33,8 @@ def test_a_lost_clip_is_a_wrong_answer_and_code_3(model, clips, table, tmp_path)
     assert answers.reason.notna().sum() == 1
 
 @pytest.mark.parametrize('change, words', [
-    (dict(patient_id=None, study_id=None), 'no patient_id'), (dict(view=None, ef=None), 'nothing to measure'), (dict(patient_id='one'), 'two patients')])
+    (dict(patient_id=None, study_id=None), 'no patient_id'), (dict(view=None, ef=None), 'nothing to measure'), (dict(patient_id='one'), 'two patients'),
+    (dict(view='4CH'), 'none of ours'), (dict(ef=.55), 'ef cannot be')])
 def test_what_cannot_be_measured_is_one_line(model, clips, table, tmp_path, change, words, capfd):
     path = write_manifest(manifest(table.assign(**change).dropna(axis=1, how='all').to_dict('records'), 'mine'), clips/'odd.parquet')
     assert evaluate(model, path, tmp_path/'out') == 2
