@@ -84,7 +84,7 @@ def _summary(
             f'{r.report._repr_html_()}'
             f'<p>Not assessed: {cell(silent)}</p>{lost}<table><tr><th>clip</th><th>view</th><th>confidence</th></tr>{views}</table>')
 
-# %% ../../nbs/41_interpret.interpreter.ipynb #c0ee7fdc
+# %% ../../nbs/41_interpret.interpreter.ipynb #0b4b019e
 SYSTEMS = dict(echoprime=('echo_lit.interpret.echoprime', 'EchoPrimeInterpreter'))
 
 class Interpreter:
@@ -105,9 +105,7 @@ class Interpreter:
         device: str = 'cpu', # Where the model runs
     ) -> Interpreter:
         if name in SYSTEMS: return getattr(import_module(SYSTEMS[name][0]), SYSTEMS[name][1]).from_pretrained(name, path, device)
-        try: bundle = load_model(name, path, device)
-        except (RuntimeError, AssertionError) as e:
-            raise EchoError(f'{plain_text(name)} cannot run on {plain_text(device)}: {plain_text(e)}') from e
+        bundle = load_model(name, path, device)
         if bundle.folder is None or not (bundle.folder/'bank').is_dir(): raise EchoError(f'{bundle.name} has no report bank to write from')
         return cls(bundle, ReportIndex.load(bundle.folder/'bank'))
 
