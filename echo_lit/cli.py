@@ -15,8 +15,9 @@ from .terminal import csv_text, flat_metrics, one_line, progress_bar, say, text_
 
 # %% auto #0
 __all__ = ['DONE', 'SOME_FAILED', 'NOTHING', 'show_result', 'summary_row', 'unnamed_note', 'interpret_studies', 'at_least',
-           'write_phantoms', 'train_recipe', 'measure_bundle', 'measure_manifest', 'show_benchmark', 'show_models',
-           'scan_archive', 'deidentify_archive', 'convert_download', 'parser', 'run', 'main']
+           'show_answers', 'predict_study', 'write_phantoms', 'train_recipe', 'measure_bundle', 'measure_manifest',
+           'show_benchmark', 'show_models', 'scan_archive', 'deidentify_archive', 'convert_download', 'parser', 'run',
+           'main']
 
 # %% ../nbs/61_cli.ipynb #6e1c9f91
 DONE, SOME_FAILED, NOTHING = 0, 3, 2
@@ -162,6 +163,55 @@ def _add_interpret(command):
     add('--out', type=Path, default=Path('interpretation'), metavar='DIR',
         help='where the report goes; with several studies, one folder each')
     add('--compose', choices=('vote', 'nearest'), help='write from the findings, or copy the nearest report; left out, as the model does')
+
+# %% ../nbs/61_cli.ipynb #cbb12c79
+def show_answers(
+    study, # `Study`
+    name: str, # Of the model
+    table, # From `study_answers`, like what follows
+    failures: list,
+    set_aside: list,
+):
+    "Prints the answers of a study, and which clips gave none."
+    from echo_lit.interpret.answers import over_clips
+    rows = [(r.question, r.grade, *(f'{x:.2f}' for x in (r.mean, r.low, r.high)), r.unit, r.clips) for r in over_clips(table).itertuples()]
+    say(f'Study {study.id}, {table["clip"].nunique()} clips answered by {name}. Research use only.', '')
+    say(*text_table(rows, ('question', 'grade', 'mean', 'lowest', 'highest', 'unit', 'clips')))
+    lost = [*((f.clip, f.stage, f.reason) for f in failures), *((a.clip, a.kind, a.reason) for a in set_aside)]
+    if lost: say('', f'  {len(failures)} failed, {len(set_aside)} set aside', *text_table(lost, ('object', 'stage or kind', 'reason'), 4))
+
+# %% ../nbs/61_cli.ipynb #be110e5f
+def predict_study(
+    args: argparse.Namespace, # path, model, weights, study, prompts, device, out
+) -> int: # Exit code
+    "`echo_lit predict`."
+    from echo_lit.data.study import open_study
+    from echo_lit.interpret.answers import study_answers
+    from echo_lit.interpret.record import write_atomically
+    from echo_lit.interpret.zeroshot import ASKED, read_questions
+    from echo_lit.models.hub import load_model
+    study = open_study(args.path, args.study)
+    asked = [*read_questions(args.prompts).values()] if args.prompts else ASKED
+    model = load_model(args.model, args.weights, args.device)
+    if args.prompts and getattr(model, 'text', None) is None: raise EchoError(f'{args.model} is not asked in sentences: leave out --prompts')
+    table, failures, aside = study_answers(model, study, asked, progress_bar(args.model))
+    reasons = [x.reason for x in (*failures, *aside)]
+    if table.empty: raise EchoError(f'study {study.id}: no clip was answered; first reason: {reasons[0] if reasons else "it has none"}')
+    show_answers(study, args.model, table, failures, aside)
+    write_atomically(args.out, csv_text([dict(study=study.id, model=args.model, **row) for row in table.to_dict('records')]))
+    say('', f'  {args.out}')
+    return SOME_FAILED if failures else DONE
+
+# %% ../nbs/61_cli.ipynb #e6a96617
+def _add_predict(command):
+    add = command('predict', predict_study, 'Ask a downloaded model about the clips of a study, and write its answers as a table.')
+    add('path', metavar='STUDY', help='folder or file: DICOM, DICOMDIR, AVI, MP4')
+    add('--model', required=True, metavar='NAME', help='panecho, echonet-ef, echonet-segmentation, echoclip, ...: see `echo_lit models`')
+    add('--weights', metavar='PATH', help='the downloaded file or its folder')
+    add('--study', metavar='UID', help='which study, where a folder holds several')
+    add('--prompts', type=Path, metavar='FILE', help='prompts_used.json; left out, questions in the words of the phrase book')
+    add('--device', default='cpu', metavar='D', help='cpu, cuda, cuda:1, ...')
+    add('--out', type=Path, default=Path('answers.csv'), metavar='FILE', help='where the table goes')
 
 # %% ../nbs/61_cli.ipynb #1e44dc0f
 def write_phantoms(
@@ -398,7 +448,7 @@ class _Words(argparse.ArgumentParser):
     "Says what is wrong in one line, as every other error is said."
     def error(self, message): raise EchoError(f'{message}; see `{self.prog} --help`')
 
-# %% ../nbs/61_cli.ipynb #9a8c5593
+# %% ../nbs/61_cli.ipynb #108e87eb
 def parser() -> argparse.ArgumentParser: # With a function for each command
     "Words and options of the command."
     p = _Words('echo_lit', formatter_class=_Help, description='Echocardiography foundation models. Research use only, not for diagnosis.')
@@ -408,7 +458,7 @@ def parser() -> argparse.ArgumentParser: # With a function for each command
         c = commands.add_parser(name, help=words, description=words, formatter_class=_Help)
         c.set_defaults(run=run)
         return c.add_argument
-    for add in (_add_interpret, _add_phantom, _add_scan, _add_deid, _add_convert, _add_train, _add_evaluate, _add_bench, _add_models): add(command)
+    for add in (_add_interpret, _add_predict, _add_phantom, _add_scan, _add_deid, _add_convert, _add_train, _add_evaluate, _add_bench, _add_models): add(command)
     return p
 
 # %% ../nbs/61_cli.ipynb #ee287947
