@@ -124,7 +124,7 @@ def clip_grid(
         raise ValueError('clips are [B,3,T,H,W] in multiples of {}×{}×{}, got {}'.format(*step, tuple(x.shape)))
     return tuple(n//s for n, s in zip(x.shape[2:], step))
 
-# %% ../../nbs/20a_models.vit.ipynb #87d5bbc8
+# %% ../../nbs/20a_models.vit.ipynb #cbf9a131
 class ViT(nn.Module):
     "Normalised clips to tokens."
     def __init__(self,
@@ -156,14 +156,29 @@ class ViT(nn.Module):
         visible: Tensor|None = None, # int64 `[B,n]`: tokens that are seen; None: all
     ) -> Tensor: # `[B,extra+T*H*W,width]`, or `[B,extra+n,width]`
         "Tokens of clips: class token, registers, then the places in raster order."
-        grid = clip_grid(x, self.step)
-        x = self.patch_embed(x).flatten(2).transpose(1, 2)
-        x = x + self.positions(grid).to(x.dtype)
-        if visible is not None: x = x.gather(1, visible[..., None].expand(-1, -1, x.shape[2]))
-        front = [getattr(self, k).expand(len(x), -1, -1).to(x.dtype) for k in ('cls_token', 'reg_token') if hasattr(self, k)]
-        x = torch.cat([*front, x], 1)
-        for b in self.blocks: x = b(x)
-        return self.norm(x)
+        return self.attend(self.embed(x), visible)
+
+# %% ../../nbs/20a_models.vit.ipynb #aa4034cf
+@patch
+def embed(self: ViT,
+    x: Tensor, # float `[B,3,T,H,W]`, normalised
+) -> Tensor: # `[B,T*H*W,width]`
+    "Tubelets at their places, before any block."
+    grid = clip_grid(x, self.step)
+    x = self.patch_embed(x).flatten(2).transpose(1, 2)
+    return x + self.positions(grid).to(x.dtype)
+
+@patch
+def attend(self: ViT,
+    x: Tensor, # `[B,T*H*W,width]` from `embed`
+    visible: Tensor|None = None, # int64 `[B,n]`: tokens that are seen; None: all
+) -> Tensor: # `[B,extra+T*H*W,width]`, or `[B,extra+n,width]`
+    "Extra tokens and those that are seen, after all blocks."
+    if visible is not None: x = x.gather(1, visible[..., None].expand(-1, -1, x.shape[2]))
+    front = [getattr(self, k).expand(len(x), -1, -1).to(x.dtype) for k in ('cls_token', 'reg_token') if hasattr(self, k)]
+    x = torch.cat([*front, x], 1)
+    for b in self.blocks: x = b(x)
+    return self.norm(x)
 
 # %% ../../nbs/20a_models.vit.ipynb #4b7db38e
 @patch
