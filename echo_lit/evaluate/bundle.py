@@ -29,7 +29,7 @@ from ..vocabulary import COARSE_VIEWS, FINDINGS, FINE_VIEWS
 __all__ = ['TARGETS', 'ViewAnswer', 'Record', 'study_vector', 'coarse_view', 'recorded', 'read_phantom', 'read_phantoms',
            'finding_arrays', 'by_finding', 'view_metrics', 'ef_metrics', 'retrieval_metrics', 'finding_metrics',
            'calibration_metrics', 'bundle_metrics', 'headline', 'results_table', 'findings_rows', 'commands',
-           'model_card', 'constant_ef', 'evaluate_bundle']
+           'model_card', 'bank_median', 'evaluate_bundle']
 
 # %% ../../nbs/53_evaluate.bundle.ipynb #e460c9cb
 @dataclass
@@ -343,14 +343,20 @@ def model_card(
         results=results_table(metrics), measured=_measured(metrics), findings=findings_rows(metrics['overlay_on']),
         commands='\n'.join(f'    {line}' for line in commands(config, metrics)), trained=config.get('trained_on', '')) + _LIMITS
 
-# %% ../../nbs/53_evaluate.bundle.ipynb #7009edaa
-def constant_ef(
+# %% ../../nbs/53_evaluate.bundle.ipynb #18240007
+def bank_median(
     machine: Interpreter, # A model with its bank
-) -> float: # Percent
-    "The ejection fraction that somebody would say who knows only the bank: its median."
-    bank = [json.loads(f).get('ef') for f in machine.index.reports(np.arange(len(machine.index)), ['findings']).findings]
+    code: str = 'ef', # Of a measurement
+) -> float: # In its unit
+    "The number that somebody would say who knows only the bank."
+    bank = [json.loads(f).get(code) for f in machine.index.reports(np.arange(len(machine.index)), ['findings']).findings]
     return float(np.median([v for v in bank if v is not None]))
 
+def _scored(machine, records):
+    texts = torch.nn.functional.normalize(machine.bundle.text.encode([r.report for r in records]), dim=-1).numpy()
+    return bundle_metrics(records, texts, bank_median(machine))
+
+# %% ../../nbs/53_evaluate.bundle.ipynb #fa8009de
 def evaluate_bundle(
     name: str|Path, # Name or folder of a bundle
     studies: int = 300, # Held-out phantom studies
@@ -359,16 +365,17 @@ def evaluate_bundle(
     out: str|Path|None = None, # Folder for metrics.json and README.md; None: the bundle's own
     workers: int = 2, # Processes; 0 reads in this one
     progress: Callable = iter, # Wraps the loop over studies, as tqdm does
+    read: Callable = read_phantom, # As in `read_phantoms`, where text and ECG are on
+    tables: dict[str, Callable]|None = None, # File name to (machine, what was read) -> table, for files beside the card
 ) -> dict: # As written to metrics.json
     "Measures a bundle on phantom studies and writes its card."
     machine = Interpreter.from_pretrained(name)
-    constant = constant_ef(machine)
+    folder, seeds = Path(out or machine.bundle.folder), range(seed, seed + studies)
     metrics = dict(phantom=True, model=machine.model(), seed=seed, renderer=renderer_id())
-    for key, overlay in (('overlay_on', True), ('overlay_off', False))[:1 + control]:
-        records = read_phantoms(name, range(seed, seed + studies), overlay, workers, progress)
-        texts = torch.nn.functional.normalize(machine.bundle.text.encode([r.report for r in records]), dim=-1).numpy()
-        metrics[key] = bundle_metrics(records, texts, constant)
-    folder = Path(out or machine.bundle.folder)
+    records = read_phantoms(name, seeds, True, workers, progress, read)
+    metrics['overlay_on'] = _scored(machine, records)
+    if control: metrics['overlay_off'] = _scored(machine, read_phantoms(name, seeds, False, workers, progress))
+    for file, table in (tables or {}).items(): write_atomically(folder/file, table(machine, records).to_csv(index=False))
     write_atomically(folder/'metrics.json', json.dumps(metrics, indent=1, allow_nan=False))
     write_atomically(folder/'README.md', model_card(machine.bundle.config, metrics))
     return metrics
