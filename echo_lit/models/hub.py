@@ -172,7 +172,7 @@ def _write_bank(
 # %% ../../nbs/24_models.hub.ipynb #1e938840
 def _card(text, licence): return text if 'Weights: ' in text and licence in text else f'{text.rstrip()}\n\nWeights: {licence}.\n'
 
-# %% ../../nbs/24_models.hub.ipynb #e371f3d2
+# %% ../../nbs/24_models.hub.ipynb #fa549aba
 def save_bundle(
     bundle: Bundle, # Any
     folder: str|Path, # Appears, or is replaced, whole
@@ -183,6 +183,8 @@ def save_bundle(
 ) -> Path: # The folder
     "Writes a bundle that `load_model` reads."
     from safetensors.torch import save_file
+    mute = [k for k, m in bundle.parts().items() if not hasattr(m, 'config')]
+    if mute: raise BundleError(f'{bundle.name}: its {mute[0]} tower cannot be saved in a bundle; keep the download and load it by name, or leave that part out')
     parts = {k: m.config() for k, m in bundle.parts().items()}
     contract = bundle.contract.to_dict() if bundle.contract else None
     licence = terms(origins(bundle), licence)
