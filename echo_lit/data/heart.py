@@ -14,8 +14,8 @@ from ..vocabulary import CUTS, FINDINGS, Finding, grade
 
 # %% auto #0
 __all__ = ['AXIS', 'WALLS', 'direction', 'smoothstep', 'contraction', 'valve_opening', 'bullet', 'LeftVentricle', 'Heart',
-           'wall_tables', 'shortening', 'lv_volume', 'beat_phase', 'Anatomy', 'measurements', 'heart_findings',
-           'random_heart']
+           'trabeculae', 'papillary_muscles', 'wall_tables', 'shortening', 'lv_volume', 'beat_phase', 'Anatomy',
+           'measurements', 'heart_findings', 'random_heart']
 
 # %% ../../nbs/15_data.heart.ipynb #be83e5ba
 AXIS = np.array([0., 0., 1.])
@@ -62,7 +62,7 @@ def bullet(
     c = np.clip(u, 0, 1)
     return np.where(c < .62, np.sqrt(np.maximum(1 - (1 - c/.62)**2, 0)), 1 - .20*((c - .62)/.38)**2)
 
-# %% ../../nbs/15_data.heart.ipynb #aaabf907
+# %% ../../nbs/15_data.heart.ipynb #75d02f90
 @dataclass
 class LeftVentricle:
     "The left ventricle of one person, and what follows from it."
@@ -76,6 +76,8 @@ class LeftVentricle:
 
     @cached_property
     def walls(self) -> np.ndarray: return wall_tables(self)
+    @cached_property
+    def papillary(self) -> list: return papillary_muscles(self.seed)
     @cached_property
     def length(self) -> float: return 8.3*(self.edv/110)**(1/3)*self.elongation
     @cached_property
@@ -103,11 +105,32 @@ class Heart(LeftVentricle):
     hr: float = 68. # Beats per minute
     rr_spread: float = .03 # Standard deviation of the R-R interval, relative
 
-# %% ../../nbs/15_data.heart.ipynb #97094ecb
+# %% ../../nbs/15_data.heart.ipynb #51622b7d
+def trabeculae(
+    seed: int, # The heart's
+    u: np.ndarray, # Heights, 0 apex to 1 base
+    phi: np.ndarray, # Angles, radians
+) -> np.ndarray: # cm
+    "Depth of the trabeculated layer on the wall."
+    rng = np.random.default_rng([seed, 13])
+    ridges, depth = 0, rng.uniform(.04, .36)
+    for n, m in ((n, m) for n in (2, 5, 8, 11) for m in (1, 2, 4)):
+        size, a, b = rng.normal(), *rng.uniform(0, 6.28, 2)
+        ridges = ridges + .29*size*np.sin(n*phi + a)*np.sin(m*np.pi*u + b)*2
+    return depth*np.clip(.75 + .7*ridges, 0, 2)*(1 - smoothstep(u, .55, .9))
+
+def papillary_muscles(
+    seed: int, # The heart's
+) -> list[tuple]: # (angle in degrees, distance of the tip from the axis, heights of root and tip, radius in cm) of each
+    "The anterolateral and the posteromedial muscle; distances in units of the radius, heights of the length."
+    r = np.random.default_rng([seed, 14])
+    return [(at + r.normal(0, 9), r.uniform(.5, .66), r.uniform(.28, .40), r.uniform(.54, .66), r.uniform(.24, .46)) for at in (35, 245)]
+
+# %% ../../nbs/15_data.heart.ipynb #0e81b8af
 def wall_tables(
     heart: Heart,
-) -> np.ndarray: # float32 [64 heights, 97 angles, 2]: motion kept, contour factor
-    "Motion and contour of the wall, apex to base, once round (the last column repeats the first)."
+) -> np.ndarray: # float32 [64 heights, 97 angles, 3]: motion kept, contour factor, trabeculae in cm
+    "Motion, contour and trabeculae of the wall, apex to base, once round (the last column repeats the first)."
     u, phi = np.linspace(0, 1, 64)[:, None], np.linspace(0, 2*np.pi, 97)[None]
     kept, contour = np.ones((64, 97)), np.ones((64, 97))
     for wall, lost in heart.hypokinesis.items():
@@ -120,7 +143,7 @@ def wall_tables(
     for n, m in ((n, m) for n in (1, 2, 3) for m in (1, 2, 3)):
         size, a, b = rng.normal(0, .022/np.sqrt(n*m)), *rng.uniform(0, 6.28, 2)
         contour = contour + size*np.sin(n*phi + a)*np.sin(m*np.pi*u + b)
-    return np.stack([kept, contour], -1).astype(np.float32)
+    return np.stack([kept, contour, trabeculae(heart.seed, u, phi)], -1).astype(np.float32)
 
 def _wall_mean(walls, value) -> float:
     "Mean over the cavity's cross-section of `value`, in units of the widest radius squared."

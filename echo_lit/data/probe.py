@@ -52,7 +52,7 @@ SHOTS = {s.code: s for s in (
     Shot('subcostal_ivc', 'cava', direction(0), -AXIS, 2.2, 8.0),
     Shot('ssn_arch', 'arch', direction(0), AXIS, 0., 5.4, 0, 14.))}
 
-# %% ../../nbs/15a_data.probe.ipynb #63e54aac
+# %% ../../nbs/15a_data.probe.ipynb #4c20ebbf
 @dataclass(frozen=True)
 class Probe:
     "A shot as one hand and one machine take it."
@@ -61,8 +61,8 @@ class Probe:
     depth: float # cm
     face: float # Radius of the probe's face, cm
     half_angle: float # Of the sector, degrees
-    dx: float # Shift to the left, cm
-    dz: float # Shift towards the probe, cm
+    dx: float # Shift to the right, cm
+    dz: float # Shift away from the probe, cm
     turn: float # In the plane, degrees
     twist: float # Round the beam, degrees
     tilt: float # Out of the plane, degrees
@@ -71,6 +71,7 @@ class Probe:
     start: float # When in the recording the clip begins, seconds
     drift: float # Breathing, cm
     style: int # Vendor look, 0..3
+    swing: tuple[float, float, float] = (0., 0., 0.) # With each beat: cm right, cm down, degrees
 
 # %% ../../nbs/15a_data.probe.ipynb #2e34798a
 def _reach(shot, heart) -> float:
@@ -80,7 +81,7 @@ def _reach(shot, heart) -> float:
     if shot.at in ('base', 'middle', 'low'): return shot.z + a.epicardium + heart.effusion + 2.2
     return shot.depth
 
-# %% ../../nbs/15a_data.probe.ipynb #41abb944
+# %% ../../nbs/15a_data.probe.ipynb #88ea8294
 def random_probe(
     shot: Shot,
     heart: Heart,
@@ -89,8 +90,10 @@ def random_probe(
     "One recording of a heart."
     r = np.random.default_rng([seed, 21])
     u = r.uniform
-    return Probe(shot, seed, max(shot.depth, _reach(shot, heart))*u(.97, 1.15), u(.2, 1.4), u(36, 47), u(-.7, .7), u(-.5, .6),
-                 u(-10, 10), u(-9, 9), u(-6, 6), r.beta(4, 2), u(-7, 5), u(3, 40), u(0, .25), int(r.integers(4)))
+    deep = u(.94, 1.1) if r.random() < .75 else u(1.1, 1.4)
+    return Probe(shot, seed, max(shot.depth, _reach(shot, heart))*deep, u(.2, 1.8), u(35, 50), u(-1.2, 1.2), u(-1., .9),
+                 u(-15, 15), u(-13, 13), u(-8, 8), r.beta(4, 2), u(-9, 4.5), u(3, 40), u(0, .3), int(r.integers(4)),
+                 (u(-.25, .25), u(-.25, .25), r.normal(0, 2.5)))
 
 # %% ../../nbs/15a_data.probe.ipynb #749489e7
 def unit(
@@ -131,12 +134,19 @@ class Plane:
         self.origin = landmark(heart, s.at) - self.across*self.centre[0] - self.down*self.centre[1]
         self.beam = [np.sin(self.angles)*np.float32(a) + np.cos(self.angles)*np.float32(d) for a, d in zip(self.across, self.down)]
 
-# %% ../../nbs/15a_data.probe.ipynb #7eef0f97
+# %% ../../nbs/15a_data.probe.ipynb #6d2e2702
 @patch
-def points(self: Plane, dx: float=0., dz: float=0.) -> list[np.ndarray]:
-    "Heart coordinates x, y, z `[ranges, beams]` of all samples, the heart having moved by (dx, dz) in the picture."
-    o = self.origin + self.across*dx + self.down*dz
-    return [np.float32(o[j]) + self.x*np.float32(self.across[j]) + self.z*np.float32(self.down[j]) for j in range(3)]
+def moved(self: Plane, dx: float, dz: float, degrees: float) -> tuple[np.ndarray, np.ndarray]:
+    "Picture coordinates (cm right, cm down) that the samples have in the heart's rest, it having moved and turned round its landmark."
+    (cx, cz), t = np.float32(self.centre), np.deg2rad(np.float32(degrees))
+    c, s, x, z = np.cos(t), np.sin(t), self.x + np.float32(dx) - cx, self.z + np.float32(dz) - cz
+    return cx + c*x + s*z, cz + c*z - s*x
+
+@patch
+def points(self: Plane, x: np.ndarray|None=None, z: np.ndarray|None=None) -> list[np.ndarray]:
+    "Heart coordinates x, y, z `[ranges, beams]` of picture coordinates, those of all samples unless told."
+    x, z = (self.x, self.z) if x is None else (x, z)
+    return [np.float32(self.origin[j]) + x*np.float32(self.across[j]) + z*np.float32(self.down[j]) for j in range(3)]
 
 # %% ../../nbs/15a_data.probe.ipynb #77dd44a4
 @patch

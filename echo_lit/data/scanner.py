@@ -16,8 +16,8 @@ from .probe import Plane, Probe
 from .slices import arch_slice, cava_slice, heart_slice, soft
 
 # %% auto #0
-__all__ = ['TINTS', 'TRACES', 'INKS', 'NAMES', 'screen_text', 'ecg', 'Scanner', 'colour_box', 'scene', 'render', 'truth',
-           'area_length_volume']
+__all__ = ['TINTS', 'TRACES', 'INKS', 'NAMES', 'screen_text', 'ecg', 'grey_map', 'Scanner', 'colour_box', 'scene', 'render',
+           'truth', 'area_length_volume']
 
 # %% ../../nbs/15d_data.scanner.ipynb #84485139
 TINTS = ((1, 1, 1), (.94, 1, 1.06), (1.06, 1, .90), (1, 1, .97))
@@ -54,7 +54,21 @@ def ecg(
     wave = lambda at, width: np.exp(-(((phase - at + .5) % 1 - .5)/width)**2)
     return wave(0, .016) - .22*wave(.03, .014) - .12*wave(-.03, .014) + .28*wave(.33, .05) + .14*wave(.86, .03)
 
-# %% ../../nbs/15d_data.scanner.ipynb #7bb525b3
+# %% ../../nbs/15d_data.scanner.ipynb #1cb8b5f6
+def grey_map(
+    probe: Probe,
+    tinted: bool = True,
+) -> np.ndarray: # uint8 [256,3], the colour of each grey
+    "One vendor's look."
+    r, x = np.random.default_rng([probe.seed, 26]), np.linspace(0, 1, 256)
+    y = (x + r.choice([0, r.uniform(.2, .7)])*(x*x*(3 - 2*x) - x))**r.uniform(.8, 1.25)
+    lift, steps = max(0, r.uniform(-.08, .07)), r.choice([0, 0, 0, r.integers(16, 48)])
+    y = lift + (1 - lift)*y
+    if steps: y = np.where(y < .3, np.round(y*steps)/steps, y)
+    tint = np.array(TINTS[probe.style])**(tinted*r.uniform(0, 1.5))
+    return np.clip(255*y[:, None]*tint, 0, 255).astype(np.uint8)
+
+# %% ../../nbs/15d_data.scanner.ipynb #7fe15627
 class Scanner:
     "Renders any frame of one recording; the same frame number always gives the same pixels."
     def __init__(self, heart: Heart, probe: Probe, height: int=128, fps: float=30., overlay: bool=True):
@@ -65,23 +79,25 @@ class Scanner:
         self._place()
         r = np.random.default_rng([probe.seed, 25])
         self.text = screen_text(self.shape, probe, fps, heart.hr)*~self.sector[..., None] if overlay else None
+        self.greys, self.sharp = grey_map(probe, not probe.shot.valves), max(0, r.uniform(-1., .8))
         self.ecg_shown = overlay and r.uniform() < .7
 
     @cached_property
     def box(self) -> np.ndarray: return colour_box(self)
 
-# %% ../../nbs/15d_data.scanner.ipynb #2f80a69c
+# %% ../../nbs/15d_data.scanner.ipynb #5405d680
 @patch
 def _place(self: Scanner):
     "Where the sector lies on the screen, and which beam and range each pixel shows."
     r, (H, W), p = np.random.default_rng([self.probe.seed, 23]), self.shape, self.plane
-    tall = r.uniform(.84, .92)
+    tall = r.uniform(.80, .95)
     self.cm_per_px = self.probe.depth/(H*tall)
-    x = (np.arange(W) + .5 - W*(.5 + r.uniform(-.05, .05)))*self.cm_per_px
+    x = (np.arange(W) + .5 - W*(.5 + r.uniform(-.07, .07)))*self.cm_per_px
     z = (np.arange(H) + .5 - H*r.uniform(.005, .03))*self.cm_per_px
     x, z = np.meshgrid(x, z)
+    top, side = (cut if r.random() < .12 else none for cut, none in ((r.uniform(.5, 1.6), 0), (r.uniform(.42, .55)*self.probe.depth, 99)))
     r, angle = np.hypot(x, z), np.arctan2(x, z)
-    self.sector = (r > self.probe.face) & (r < self.probe.depth) & (np.abs(angle) < p.angles[-1])
+    self.sector = (r > self.probe.face) & (r < self.probe.depth) & (np.abs(angle) < p.angles[-1]) & (z > top) & (np.abs(x) < side)
     self._beam = ((angle - p.angles[0])/(p.angles[1] - p.angles[0])).astype(np.float32)
     self._range = ((r - p.ranges[0])/(p.ranges[1] - p.ranges[0])).astype(np.float32)
 
@@ -102,7 +118,7 @@ def colour_box(
     wide = np.deg2rad(15 + 4*len(v))*9/max(r, 6)
     return ((np.abs(p.ranges - r) < 3.6 + .4*len(v))[:, None] & (np.abs(p.angles - angle) < wide)).astype(np.float32)
 
-# %% ../../nbs/15d_data.scanner.ipynb #6a3add78
+# %% ../../nbs/15d_data.scanner.ipynb #b5cef079
 def scene(
     s: Scanner,
     seconds: float, # Into the recording
@@ -111,22 +127,22 @@ def scene(
     heart, plane, probe, m = s.heart, s.plane, s.probe, s.machine
     a = Anatomy(heart, float(beat_phase(heart, seconds)))
     breath = np.sin(2*np.pi*seconds/4.2 + probe.seed % 7)
-    dx, dz = np.float32(.4*probe.drift*breath), np.float32(probe.drift*breath)
-    x, z = plane.x + dx, plane.z + dz
-    ground = (m.surround*np.exp(-((np.hypot(.8*plane.x, plane.z - 9) - 8.5)/5)**2) + m.floor).astype(np.float32)
+    right, down, turn = np.array(probe.swing)*a.contracted
+    x, z = plane.moved(.4*probe.drift*breath + right, probe.drift*breath + down, turn)
+    ground = m.ground.copy()
     if probe.shot.at in ('cava', 'arch'):
         local = plane.x - np.float32(plane.centre[0]), plane.z - np.float32(plane.centre[1])
         if probe.shot.at == 'cava': canvas = cava_slice(heart, *local, a.contracted, float(.5 + .5*breath))
         else: canvas = arch_slice(heart, *local, a.contracted, ground)
         return a, canvas, {}, (x, z), None
-    if probe.shot.code == 'subcostal_4c': ground += soft(plane.z - 5.2 + .35*plane.x, .5)*(np.float32(.03) - ground)
-    p = plane.points(float(dx), float(dz))
-    c = heart_slice(a, p, ground, m.dropout)
+    if probe.shot.code == 'subcostal_4c': ground += soft(plane.z - 5.2 + .35*plane.x, .5)*(np.float32(.03)*np.exp(.5*m.cloud) - ground)
+    p = plane.points(x, z)
+    c = heart_slice(a, p, ground, m.echoes)
     ux, uy = p[0]/np.maximum(c.rho, .05), p[1]/np.maximum(c.rho, .05)
     move = lambda e: c.out*(ux*np.float32(e[0]) + uy*np.float32(e[1])) + c.down*np.float32(e[2])
     return a, c.canvas, c.masks, (x + move(plane.across), z + move(plane.down)), p
 
-# %% ../../nbs/15d_data.scanner.ipynb #a97cd023
+# %% ../../nbs/15d_data.scanner.ipynb #2eb38795
 def render(
     s: Scanner,
     frame: int, # Frame number
@@ -135,15 +151,14 @@ def render(
     seconds = s.probe.start + frame/s.fps
     rng = np.random.default_rng([s.probe.seed, 31, frame])
     a, canvas, _, (x, z), p = scene(s, seconds)
-    grey = 255*s.to_screen(envelope(canvas.echo, canvas.blood, x, z, s.machine, s.probe.gain, rng))
-    rgb = np.repeat(grey[..., None], 3, -1)
+    grey = np.uint8(255*s.to_screen(envelope(canvas.echo, canvas.blood, x, z, s.machine, s.probe.gain, rng)))
+    if s.sharp: grey = cv2.addWeighted(grey, 1 + s.sharp, cv2.GaussianBlur(grey, (0, 0), 1.3), -s.sharp, 0)
+    rgb = s.greys[grey]*s.sector[..., None]
     if valves := s.probe.shot.valves:
         colour, opacity = colour_map(s.to_screen(velocity(a, s.plane, p, canvas.blood, rng, valves)*s.box), s.machine.nyquist)
-        rgb = rgb + (colour - rgb)*opacity[..., None]
+        rgb = np.uint8(np.clip(rgb + (colour - rgb)*opacity[..., None], 0, 255))
         inside = s.to_screen(s.box) > .5
         rgb[inside & ~(cv2.erode(inside.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0)] = (110, 190, 230)
-    else: rgb = rgb*np.array(TINTS[s.probe.style], np.float32)
-    rgb = np.clip(rgb, 0, 255).astype(np.uint8)
     return rgb if s.text is None else _annotated(s, rgb, seconds)
 
 # %% ../../nbs/15d_data.scanner.ipynb #56df2da9

@@ -68,7 +68,7 @@ def test_ef_from_the_masks_agrees_with_the_requested_ef():
     hearts = [h for h in map(random_heart, range(400)) if not h.hypokinesis][:60]
     got = []
     for h in hearts:
-        probe = replace(random_probe(SHOTS['a4c'], h, h.seed), dx=0, dz=0, turn=0, twist=0, tilt=0, drift=0)
+        probe = replace(random_probe(SHOTS['a4c'], h, h.seed), dx=0, dz=0, turn=0, twist=0, tilt=0, drift=0, half_angle=47)
         s = Scanner(h, probe, height=224)
         phase = np.array([beat_phase(h, probe.start + f/30) for f in range(90)])
         frames = [int(np.abs(phase - p).argmin()) for p in (.0, .005, .36, .38, .40)]
