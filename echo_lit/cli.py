@@ -275,20 +275,28 @@ def _add_train(command):
     add('--nodes', type=at_least(1), default=1, metavar='N', help='machines of that job')
     add('--gpus', type=at_least(1), default=8, metavar='N', help='graphics cards on each of them')
 
-# %% ../nbs/61_cli.ipynb #2386caad
+# %% ../nbs/61_cli.ipynb #47ca7d24
 def measure_bundle(
-    args: argparse.Namespace, # model, studies, seed, out, workers
+    args: argparse.Namespace, # what, studies, seed, out, workers, control, steps, zeroshot
 ) -> int: # Exit code
     "`echo_lit evaluate` of a bundle, or of a manifest."
-    if args.what.lower().endswith(('.csv', '.parquet')): return measure_manifest(args)
+    is_table, more = args.what.lower().endswith(('.csv', '.parquet')), args.steps or args.zeroshot
+    if more and (is_table or not args.out): raise EchoError('--steps and --zeroshot measure a bundle on phantoms, and need --out for their tables')
+    if is_table: return measure_manifest(args)
     from echo_lit.data.phantom import SEEDS
     from echo_lit.evaluate.bundle import evaluate_bundle
-    seed = SEEDS['test'] if args.seed is None else args.seed
+    seed, closely = SEEDS['test'] if args.seed is None else args.seed, _closely(args) if more else {}
     metrics = evaluate_bundle(args.what, args.studies, seed, control=args.control, out=args.out, workers=args.workers,
-        progress=progress_bar('evaluating'))
+        progress=progress_bar('evaluating'), **closely)
     say(f'{args.studies} phantom studies from seed {seed}')
-    say(*text_table(sorted(flat_metrics(metrics)), ('measure (phantom)', 'value', 'low', 'high')))
+    say(*text_table(sorted(flat_metrics(metrics)), ('measure (phantom)', 'value', 'low', 'high')), *(f'  {args.out/file}' for file in closely.get('tables', {})))
     return DONE
+
+def _closely(args):
+    from echo_lit.evaluate.prompts import prompts_of
+    from echo_lit.evaluate.steps import read_closely, steps_of
+    wanted = {'steps.csv': (args.steps, steps_of), 'zeroshot.csv': (args.zeroshot, prompts_of)}
+    return dict(read=read_closely, tables={file: table for file, (asked, table) in wanted.items() if asked})
 
 def measure_manifest(
     args: argparse.Namespace, # what, model, weights, root, unknown_patient, out
@@ -303,7 +311,7 @@ def measure_manifest(
     say('', *(f'  {out/name}' for name in ('metrics.json', 'clips.csv', 'findings.csv')), *([f'  {lost} clips were lost; clips.csv says why'] if lost else []))
     return SOME_FAILED if lost else DONE
 
-# %% ../nbs/61_cli.ipynb #aeec35d1
+# %% ../nbs/61_cli.ipynb #bf78474b
 def _add_evaluate(command):
     add = command('evaluate', measure_bundle,
         'Measure a model: on phantoms that it was not trained on (writes metrics.json and its card), or on a manifest with known answers.')
@@ -317,8 +325,10 @@ def _add_evaluate(command):
     add('--out', type=Path, metavar='DIR', help='where the results go; leave it out for the bundle itself, or for a folder `results`')
     add('--workers', type=at_least(0), default=2, metavar='W', help='processes')
     add('--no-control', dest='control', action='store_false', help='skip the second reading without screen text and ECG')
+    add('--steps', action='store_true', help='also steps.csv: what a second frame, a second clip and knowing the view are worth')
+    add('--zeroshot', action='store_true', help='also zeroshot.csv: sentences held against the videos, from the same reading')
 
-# %% ../nbs/61_cli.ipynb #c52020c2
+# %% ../nbs/61_cli.ipynb #e6e4d643
 def show_benchmark(
     args: argparse.Namespace, # name, clips, rounds, out
 ) -> int: # Exit code
@@ -336,8 +346,8 @@ def _add_bench(command):
     add = command('bench', show_benchmark, 'Measure speed beside what people write today.')
     add('name', metavar='NAME',
         help='loading: sixteen frames of a film by echo_lit, OpenCV, decord, PyAV and torchcodec, as installed, some ten seconds; '
-             "study: from files to vectors beside EchoPrime's published way, some ten minutes; encoder: what encoding is spent on")
-    add('--clips', type=at_least(1), metavar='N', help='clips of a study, 50 if left out')
+             "study: from files to vectors beside EchoPrime's published way, some ten minutes; encoder: what encoding is spent on; ranks: training by threads and by processes")
+    add('--clips', type=at_least(1), metavar='N', help='clips of a study, 50 if left out; ranks: of an epoch, 64')
     add('--rounds', type=at_least(1), metavar='N', help='rounds that count')
     add('--out', type=Path, metavar='FILE.csv', help='where the table goes, too')
 
