@@ -56,15 +56,18 @@ def autocast(
     "Mixed precision where the device gains from it."
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=fast_dtype(device) == torch.bfloat16)
 
-# %% ../../nbs/20_models.video.ipynb #8b289de6
+# %% ../../nbs/20_models.video.ipynb #ae840bde
 def frame_planes(
     x: Tensor, # [B,3,T,H,W] normalised clips
-) -> Tensor: # [B,5,T,H,W]
+    at: Tensor|None = None, # Frames wanted, [t]; all if None
+) -> Tensor: # [B,5,t,H,W]
     "Grey, red less blue, yellow less green, grey less its mean over time, and its standard deviation over time."
-    (r, g, b), grey = x.unbind(1), x.mean(1)
+    grey = x.mean(1)
     moved = grey - grey.mean(1, keepdim=True)
-    spread = moved.square().mean(1, keepdim=True).add(1e-6).sqrt().expand_as(moved)
-    return torch.stack([grey, r - b, (r + b)/2 - g, moved, spread], 1)
+    spread = moved.square().mean(1, keepdim=True).add(1e-6).sqrt()
+    if at is not None: x, grey, moved = x[:, :, at], grey[:, at], moved[:, at]
+    r, g, b = x.unbind(1)
+    return torch.stack([grey, r - b, (r + b)/2 - g, moved, spread.expand_as(moved)], 1)
 
 # %% ../../nbs/20_models.video.ipynb #29ebbadf
 class ResidualBlock(nn.Module):
@@ -137,7 +140,7 @@ def time_positions(
     wave = torch.arange(n)[:, None]*longest**(-torch.arange(0, width, 2)/width)
     return torch.cat([wave.sin(), wave.cos()], 1)
 
-# %% ../../nbs/20_models.video.ipynb #2b1928fd
+# %% ../../nbs/20_models.video.ipynb #47ffc1a5
 class FrameVideoTower(VideoTower):
     "Frame encoder, temporal transformer, mean and maximum over time."
     kind = 'frames'
@@ -157,16 +160,18 @@ class FrameVideoTower(VideoTower):
         layer = nn.TransformerEncoderLayer(width, heads, 2*width, dropout, F.gelu, batch_first=True, norm_first=True)
         self.transformer = nn.TransformerEncoder(layer, depth, nn.LayerNorm(width), enable_nested_tensor=False)
         self.head = nn.Linear(2*width, embed_dim)
+        self.drawn: int|None = None # Frames of a clip that training encodes, drawn anew each time; all if None
 
     def frame_tokens(self,
         clips: Tensor, # uint8 [B,3,T,H,W]
-    ) -> Tensor: # [B,T,width]
+    ) -> Tensor: # [B,t,width]
         "One token a frame, each aware of the others."
-        x = frame_planes(self.contract.normalise(clips))
-        frames = x.transpose(1, 2).flatten(0, 1)                # [B*T,5,H,W]
+        n = clips.shape[2]
+        at = torch.randperm(n)[:self.drawn].sort().values if self.training and self.drawn else torch.arange(n)
+        frames = frame_planes(self.contract.normalise(clips), at).transpose(1, 2).flatten(0, 1)  # [B*t,5,H,W]
         x = torch.cat([self.encoder(f) for f in frames.split(128)])   # pieces that fit the processor's memory caches
         x = self.token(x).unflatten(0, (len(clips), -1))
-        return self.transformer(x + time_positions(x.shape[1], x.shape[2]).to(x))
+        return self.transformer(x + time_positions(n, x.shape[2])[at].to(x))
 
     def forward(self,
         clips: Tensor, # uint8 [B,3,T,H,W]

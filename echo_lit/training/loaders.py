@@ -327,7 +327,7 @@ def clip_loader(
         return torch.from_numpy(np.stack(clips)), y[ids]
     return drawn_loader(len(rows), batch, bs, train, rng)
 
-# %% ../../nbs/30_training.loaders.ipynb #db17ec0d
+# %% ../../nbs/30_training.loaders.ipynb #4ba000a6
 def clip_targets(
     corpus: Corpus, # Clips and studies
     codec: FindingCodec, # Findings as numbers
@@ -348,10 +348,9 @@ def clip_loaders(
     bs: int = 32, # Clips in a batch
     augment: Augment|None = None, # Changes the training clips
     frames: int|None = None, # Random frames to keep in training (all if None)
-    valid_frames: int|None = None, # Evenly spread frames to keep in validation (all if None)
     seed: int = 0, # Of the cut and of the augmentation
 ) -> DataLoaders: # Training and validation
     "Two loaders that share no patient."
     parts = [np.flatnonzero(np.isin(corpus.study_rows, part)) for part in patient_split(corpus, valid, seed)]
     train = clip_loader(corpus, parts[0], y[parts[0]], bs, True, augment, frames, seed)
-    return DataLoaders(train, clip_loader(corpus, parts[1], y[parts[1]], bs, frames=valid_frames))
+    return DataLoaders(train, clip_loader(corpus, parts[1], y[parts[1]], bs))

@@ -154,7 +154,7 @@ def view_stage(
     calibrate_views(fit(learn, c['epochs']), c['accuracy'])
     return bundle.views.state_dict()
 
-# %% ../../nbs/34a_training.recipe.ipynb #c169cb08
+# %% ../../nbs/34a_training.recipe.ipynb #f1225b3d
 def video_stage(
     recipe: dict, # Settings
     corpus: Corpus, # Clips
@@ -165,13 +165,12 @@ def video_stage(
     "A video tower that points into the text space, taught on a few frames at a time and then on whole clips."
     c, words, y = recipe['video'], corpus.studies.report.tolist(), clip_targets(corpus, codec)
     target = contrastive_target(torch.from_numpy(corpus.study_rows), y)
-    def loaders(bs: int, frames: int|None) -> DataLoaders:
-        return clip_loaders(corpus, target, recipe['valid'], bs, Augment(), frames, frames, recipe['seed'])
-    learn = section_learner(loaders(c['still_batch'], c['stills']), bundle.video, bundle.text.encode(words).clone(), codec.encode(corpus.findings),
-                                words, codec, finding_share(y), lr=c['lr'], wd=c['decay'])
-    fit(learn, c['still_epochs'])
-    learn.dls, learn.lr = loaders(c['batch'], None), c['lr']/2
-    fit(learn, c['epochs'])
+    dls = clip_loaders(corpus, target, recipe['valid'], c['batch'], Augment(), seed=recipe['seed'])
+    share = finding_share(y)*torch.tensor([c['present'] if kind == 'present' else 1. for kind in codec.kinds])
+    learn = section_learner(dls, bundle.video, bundle.text.encode(words).clone(), codec.encode(corpus.findings), words, codec, share, wd=c['decay'])
+    for drawn, lr, epochs in ((c['drawn'], c['lr'], c['drawn_epochs']), (None, c['lr']/2, c['epochs'])):
+        bundle.video.drawn, learn.lr = drawn, lr
+        fit(learn, epochs)
     return dict(bundle.video.state_dict(), project=learn.model.project)
 
 # %% ../../nbs/34a_training.recipe.ipynb #8ee4cc1d
