@@ -167,9 +167,9 @@ def loading(
     t.attrs['means'] = 'times: median over rounds of how many times as long a reader takes as echo_lit; target: what we want it to be at least'
     return t
 
-# %% ../../nbs/52_evaluate.benchmark.ipynb #7829a355
+# %% ../../nbs/52_evaluate.benchmark.ipynb #962e2776
 BENCHMARKS = dict(loading=('echo_lit.evaluate.benchmark', 'loading'), study=('echo_lit.evaluate.study', 'study'),
-                  encoder=('echo_lit.evaluate.study', 'encoder'))
+                  encoder=('echo_lit.evaluate.study', 'encoder'), ranks=('echo_lit.training.ranks', 'ranks'))
 
 def benchmark(
     name: str, # One of `BENCHMARKS`
