@@ -15,8 +15,8 @@ from ..vocabulary import CUTS, FINDING_KINDS, FINDINGS, Finding, FindingType, gr
 from ..models.hub import Bundle
 
 # %% auto #0
-__all__ = ['vote_weights', 'agreement', 'weighted_quantile', 'vote', 'consistent', 'Settings', 'Votes', 'section_votes', 'passes',
-           'findings_table']
+__all__ = ['vote_weights', 'agreement', 'weighted_quantile', 'vote', 'consistent', 'Settings', 'Votes', 'section_votes',
+           'trusted', 'passes', 'findings_table']
 
 # %% ../../nbs/40a_interpret.votes.ipynb #f04fd5e2
 def vote_weights(
@@ -92,7 +92,7 @@ def consistent(
         out['wall_motion_abnormality'] = replace(out['wall_motion_abnormality'], value=True, confidence=sure, method='from a region')
     return out
 
-# %% ../../nbs/40a_interpret.votes.ipynb #5a6d8fc3
+# %% ../../nbs/40a_interpret.votes.ipynb #4105d844
 def _is_number(x): return isinstance(x, Real) and not isinstance(x, bool) and bool(np.isfinite(x))
 
 def _settings_error(
@@ -111,10 +111,15 @@ def _settings_error(
     for code, x in s.cuts.items():
         if getattr(FINDINGS.get(code), 'kind', '') != 'present': return f'cuts: {code} is not a finding that is present or absent'
         if not _is_number(x) or not 0 < x < 1: return f'cuts: {code} is a share between 0 and 1, not {x!r}'
+    if not isinstance(s.trust, dict): return f'trust gives findings a slope and an offset each, not {s.trust!r}'
+    for code, x in s.trust.items():
+        if code not in FINDINGS: return f'trust: {code} is not a finding'
+        if not isinstance(x, (list, tuple)) or len(x) != 2 or not all(map(_is_number, x)) or x[0] < 0:
+            return f'trust: {code} is a slope from 0 and an offset, not {x!r}'
     fine = isinstance(s.kinds, (list, tuple)) and s.kinds and set(map(str, s.kinds)) <= set(KINDS)
     return '' if fine else f'kinds are of {", ".join(KINDS)}, not {s.kinds!r}'
 
-# %% ../../nbs/40a_interpret.votes.ipynb #c94271ac
+# %% ../../nbs/40a_interpret.votes.ipynb #6171abb3
 @dataclass(frozen=True)
 class Settings:
     "How a model's neighbours become a report."
@@ -126,6 +131,7 @@ class Settings:
     similarity: float = 0. # A section whose nearest report is farther than this is not assessed
     gate: dict = field(default_factory=lambda: dict(present=.55, graded=.4, measured=.4)) # Least confidence, by kind, or by code where it is known better
     cuts: dict = field(default_factory=dict) # Code to share of 'present'; one half where none is given
+    trust: dict = field(default_factory=dict) # Code to slope and offset, see `trusted`
     kinds: tuple = ('bmode', 'colour') # Kinds of clip that the model was made for
 
     def __post_init__(self):
@@ -174,6 +180,17 @@ def section_votes(
         values = [stated[votes.rows[i]][code] for i in who]
         votes.findings[code] = vote(code, values, vote_weights(votes.similarity[who], settings.temperature), settings.cuts.get(code, .5))
     return votes if votes.findings else replace(votes, reason='too few similar reports state what these views show')
+
+# %% ../../nbs/40a_interpret.votes.ipynb #49910cbc
+def trusted(
+    found: dict[str, Finding], # After `consistent`
+    trust: dict, # Code to slope and offset of the log odds; others stay as they are
+) -> dict[str, Finding]: # The same codes and values
+    "Findings whose confidence is the share of such answers that were right."
+    def sure(f):
+        (slope, offset), p = trust[f.code], np.clip(f.confidence, .001, .999)
+        return replace(f, confidence=round(float(1/(1 + np.exp(-slope*np.log(p/(1 - p)) - offset))), 4))
+    return {c: sure(f) if c in trust and f.confidence is not None else f for c, f in found.items()}
 
 # %% ../../nbs/40a_interpret.votes.ipynb #d0d471a9
 def passes(
