@@ -197,7 +197,7 @@ class Discovr(nn.Module):
             if hasattr(self, student): setattr(self, teacher, deepcopy(getattr(self, student)).requires_grad_(False))
         for part in self.idle(): part.requires_grad_(False)
 
-# %% ../../nbs/35c_training.discovr.ipynb #a01d9b42
+# %% ../../nbs/35c_training.discovr.ipynb #ddcbe5bb
 def fresh(
     m: nn.Module, # Changed in place; its own weights, not those of its parts
 ):
@@ -205,7 +205,7 @@ def fresh(
     if isinstance(m, nn.Linear): nn.init.xavier_uniform_(m.weight)
     if isinstance(m, DinoHead):
         for layer in m.mlp[::2]: nn.init.trunc_normal_(layer.weight, std=.02, a=-.02, b=.02)
-    if isinstance(m, (nn.Linear, nn.Conv3d)) and m.bias is not None and isinstance(m, nn.Linear): nn.init.zeros_(m.bias)
+    if isinstance(m, nn.Linear) and m.bias is not None: nn.init.zeros_(m.bias)
     for name in ('cls_token', 'mask_token'):
         if isinstance(token := getattr(m, name, None), nn.Parameter): nn.init.trunc_normal_(token, std=.02, a=-.02, b=.02)
 
@@ -243,7 +243,7 @@ def draw(self: Discovr,
         if not c.image: return seen
         return replace(seen, frames=lowest(torch.rand(c.views, batch*self.contract.frames, places), c.frame_ratio))
 
-# %% ../../nbs/35c_training.discovr.ipynb #3a069059
+# %% ../../nbs/35c_training.discovr.ipynb #2a964a85
 @patch
 @torch.no_grad()
 def look(self: Discovr,
@@ -261,12 +261,10 @@ def image_term(self: Discovr,
     chunk: int = 1024, # Frames of a published step
 ) -> Tensor: # Scalar
     "How far masked frames are from what the teacher says of whole ones."
-    loss = self.image_dino
     if self.config.image_loss == 'mean': return self.asked('image', self.image_student.embed(frames), cls, visible)
-    for i in range(0, len(frames), chunk):
-        last, rows = i + chunk >= len(frames), slice(i, i + chunk)
-        if last: return self.asked('image', self.image_student.embed(frames[rows]), cls[rows], visible[:, rows])*256/len(frames[rows])
-        if self.training: self.answered('image', cls[rows])
+    for part in cls.split(chunk)[:-1]: self.answered('image', part)
+    n = (len(cls) - 1) % chunk + 1
+    return self.asked('image', self.image_student.embed(frames[-n:]), cls[-n:], visible[:, -n:])*256/n
 
 # %% ../../nbs/35c_training.discovr.ipynb #82b3479b
 @patch

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, precision_recall_fscore_support
 
 from echo_lit.data.contract import InputContract
 from echo_lit.models.discovr import _BESIDE, _WHICH, DiscovrTower, discovr_indices, without_positions
 from echo_lit.models.videomae import PHOTOGRAPHS, encoder_part, vit_names, vit_sizes
 from echo_lit.models.vit import ViT, sine_table
+from echo_lit.training.collapse import knn_votes
 from echo_lit.training.discovr import Discovr, discovr_config, discovr_state, mismatched, standardised
 from echo_lit.training.distillation import cluster_distillation_loss, prototype_scores, sinkhorn
 from echo_lit.training.masks import Seen, crop_corners, crop_sizes, draw_views, lowest, region_patches, visible_count
@@ -282,7 +284,8 @@ def norms(model, loss):
     loss.backward()
     out = {}
     for n, p in model.named_parameters():
-        if p.grad is not None: out.setdefault(n.removeprefix('decoder.') if 'mask_token' in n else 'encoder_to_decoder' if 'encoder_to_decoder' in n else n.split('.')[0], []).append(p.grad.norm())
+        part = n.removeprefix('decoder.') if 'token' in n or 'to_decoder' in n else n
+        if p.grad is not None: out.setdefault(part.split('.')[0], []).append(p.grad.norm())
     return {k: torch.stack(v).norm().item() for k, v in out.items() if torch.stack(v).norm() > 0}
 
 
@@ -336,7 +339,7 @@ def test_all_names_of_the_paper_checkpoint():
     with torch.device('meta'): model = Discovr(discovr_config('upstream'), InputContract(frames=64, seconds=None, stride=3))
     state = {k: torch.empty(s, device='meta') for k, s in shapes.items() if not k.endswith(('pos_embed', 'weight_g'))}
     tables = {k: torch.zeros(s) for k, s in shapes.items() if k.endswith('pos_embed')}
-    for k, t in tables.items(): t[0, 1:] = sine_table(t.shape[1] - 1, t.shape[2])
+    for t in tables.values(): t[0, 1:] = sine_table(t.shape[1] - 1, t.shape[2])
     ours = discovr_state(state | tables | {k: torch.ones(s) for k, s in shapes.items() if k.endswith('weight_g')}, model.grid)
     assert {k: t.shape for k, t in ours.items()} == {k: t.shape for k, t in model.state_dict().items()}
 
@@ -347,3 +350,14 @@ def test_soft_loss_is_the_formula_in_chunks():
     q = sinkhorn(prototype_scores(f, p))
     by_hand = -(q*(prototype_scores(x, p)/.1).log_softmax(2)).sum(2).mean()
     for chunk in (5, 54, 100): close(cluster_distillation_loss(x, f, p, chunk=chunk)[0], by_hand)
+
+
+@pytest.mark.parametrize('name', golden('knn')['metrics'])
+def test_nearest_neighbours(name):
+    g, x = golden('knn')['metrics'][name], np.load(FOLDER/'knn_features.npz')
+    k, temperature = name.removeprefix('k').split('_T')
+    found = knn_votes(*(torch.from_numpy(x[n]) for n in ('bank', 'bank_labels', 'query')), int(k), float(temperature)).argmax(1).numpy()
+    truth = x['query_labels']
+    p, r, f, _ = precision_recall_fscore_support(truth, found, average='macro')
+    wanted = dict(accuracy=accuracy_score(truth, found), balanced_accuracy=balanced_accuracy_score(truth, found), f1_score=f, precision=p, recall=r)
+    assert wanted == pytest.approx(g, abs=1e-9)
