@@ -31,7 +31,7 @@ from .memory import Autocast
 
 # %% auto #0
 __all__ = ['FindingHead', 'finding_loss', 'finding_share', 'EchoLearner', 'rest', 'DiskError', 'whole_file', 'save_weights',
-           'echo_learner', 'history']
+           'LossError', 'Finite', 'echo_learner', 'history']
 
 # %% ../../nbs/31_training.learner.ipynb #52a81300
 class FindingHead(nn.Module):
@@ -74,7 +74,7 @@ def finding_share(
     n = (~y.isnan()).sum(0).float()
     return (n.mean()/n.clamp(min=1)).clamp(max=most)
 
-# %% ../../nbs/31_training.learner.ipynb #5b336dab
+# %% ../../nbs/31_training.learner.ipynb #8657046d
 class EchoLearner(Learner):
     "A Learner that can begin in the middle of an epoch."
     begin = (0, 0, 0) # Epochs that are over, training batches of the next one that are over, and how many it has in all
@@ -152,7 +152,19 @@ def export(self: EchoLearner,
     "The weights of the model, which is all that another program needs."
     return save_weights(Path(self.path)/fname, get_model(self.model).state_dict())
 
-# %% ../../nbs/31_training.learner.ipynb #f2dd441f
+# %% ../../nbs/31_training.learner.ipynb #c4e71bd0
+class LossError(EchoError):
+    "A loss that is no number."
+
+class Finite(Callback):
+    "Stops before the weights follow a loss that is no number."
+    order = 20
+    def after_loss(self):
+        if self.training and not torch.isfinite(self.loss).all():
+            raise LossError(f'the loss is {self.loss.item()} in epoch {self.epoch}, batch {self.iter}: '
+                            'lower the learning rate, or look at the targets of that batch; the weights are those before it')
+
+# %% ../../nbs/31_training.learner.ipynb #19314708
 def echo_learner(
     dls: DataLoaders, # Training and validation batches, the target last
     model: nn.Module, # Any model
@@ -170,7 +182,7 @@ def echo_learner(
     if groups:
         parts = groups(model)
         how = dict(lr=lr*np.array([g['lr_scale'] for g in parts]), wd=[g['weight_decay'] for g in parts], splitter=lambda m: [g['params'] for g in parts])
-    cbs = [GradientClip(1.)] + [Autocast()]*half + list(cbs or [])
+    cbs = [GradientClip(1.), Finite()] + [Autocast()]*half + list(cbs or [])
     return EchoLearner(dls, model, loss_func=loss, opt_func=adamw, metrics=metrics, cbs=cbs, **how)
 
 # %% ../../nbs/31_training.learner.ipynb #1fde59d1

@@ -31,7 +31,7 @@ from ..data.shards import Position, Shards
 # %% auto #0
 __all__ = ['ClipReader', 'BatchReader', 'stacked', 'copied', 'stirred', 'LostClips', 'EchoLoader', 'failure_table']
 
-# %% ../../nbs/30a_training.reader.ipynb #f01ff4c7
+# %% ../../nbs/30a_training.reader.ipynb #190f212d
 @dataclass
 class ClipReader:
     "Clips of a table, cut to a contract."
@@ -50,20 +50,29 @@ class ClipReader:
         row = self.table.iloc[i]
         return open_clip(row, self.source) if self.at is None else self.source[self.at[row.clip_id]]
 
-    def __call__(self,
-        i: int, # Row
-        epoch: int = 0, # Another epoch, another window
-    ) -> np.ndarray|Failure: # uint8 `[3,T,H,W]`, or why not
-        "The clip of a row, or the row of the failure table."
-        name, stage = str(self.table.clip_id.iloc[i]), 'open'
-        if i in self.deadly: return Failure(name, 'decode', 'the decoder crashed')
-        try:
-            clip, rng = self.clip(i), np.random.default_rng([self.seed, epoch, i])
-            stage = 'decode'
-            room = self.contract.starts(clip, 2)[-1] if self.train else 0
-            x = prepare(self.contract, clip, int(rng.integers(room + 1)))[0].numpy()
-        except Exception as e: return Failure(name, stage, str(e) if isinstance(e, EchoError) else plain_text(f'{type(e).__name__}: {e}', 100))
-        return self.augment(x, rng) if self.train and self.augment else x
+# %% ../../nbs/30a_training.reader.ipynb #45c32edd
+@patch
+def __call__(self: ClipReader,
+    i: int, # Row
+    epoch: int = 0, # Another epoch, another window
+) -> np.ndarray|Failure: # uint8 `[3,T,H,W]`, or why not
+    "The clip of a row, or the row of the failure table."
+    name, stage = str(self.table.clip_id.iloc[i]), 'open'
+    if i in self.deadly: return Failure(name, 'decode', 'the decoder crashed')
+    try:
+        clip, rng = self.clip(i), np.random.default_rng([self.seed, epoch, i])
+        stage = 'decode'
+        room = self.contract.starts(clip, 2)[-1] if self.train else 0
+        x, stage = prepare(self.contract, clip, int(rng.integers(room + 1)))[0].numpy(), 'preprocess'
+        return self._augmented(x, rng) if self.train and self.augment else x
+    except Exception as e: return Failure(name, stage, str(e) if isinstance(e, EchoError) else plain_text(f'{type(e).__name__}: {e}', 100))
+
+@patch
+def _augmented(self: ClipReader, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    y = self.augment(x, rng)
+    if isinstance(y, np.ndarray) and (y.dtype, y.shape) == (x.dtype, x.shape): return y
+    what = f'{y.dtype} {list(y.shape)}' if isinstance(y, np.ndarray) else type(y).__name__
+    raise EchoError(f'augmentation must give {x.dtype} {list(x.shape)}, gave {what}')
 
 # %% ../../nbs/30a_training.reader.ipynb #76783858
 @dataclass
