@@ -84,7 +84,7 @@ def _summary(
             f'{r.report._repr_html_()}'
             f'<p>Not assessed: {cell(silent)}</p>{lost}<table><tr><th>clip</th><th>view</th><th>confidence</th></tr>{views}</table>')
 
-# %% ../../nbs/41_interpret.interpreter.ipynb #0b4b019e
+# %% ../../nbs/41_interpret.interpreter.ipynb #7389b1c2
 SYSTEMS = dict(echoprime=('echo_lit.interpret.echoprime', 'EchoPrimeInterpreter'))
 
 class Interpreter:
@@ -106,7 +106,7 @@ class Interpreter:
     ) -> Interpreter:
         if name in SYSTEMS: return getattr(import_module(SYSTEMS[name][0]), SYSTEMS[name][1]).from_pretrained(name, path, device)
         bundle = load_model(name, path, device)
-        if bundle.folder is None or not (bundle.folder/'bank').is_dir(): raise EchoError(f'{bundle.name} has no report bank to write from')
+        if bundle.folder is None or not (bundle.folder/'bank').is_dir(): raise EchoError(f'{bundle.name} has no report bank to write from; `echo_lit predict` gives the answers of models without one')
         return cls(bundle, ReportIndex.load(bundle.folder/'bank'))
 
 # %% ../../nbs/41_interpret.interpreter.ipynb #5dd27f84

@@ -33,7 +33,7 @@ __all__ = ['ECHOPRIME_FILES', 'ECHOPRIME_GET', 'echoprime_contract', 'echoprime_
            'load_echoprime', 'bert_tokenizer', 'find_tokenizer', 'formula_weights', 'write_stand_in_weights',
            'encode_study']
 
-# %% ../../nbs/24a_models.echoprime.ipynb #b75904ed
+# %% ../../nbs/24a_models.echoprime.ipynb #a814920a
 _MEAN, _STD = (29.110628, 28.076836, 29.096405), (47.989223, 46.456997, 47.20083)
 
 def echoprime_contract(
@@ -41,9 +41,9 @@ def echoprime_contract(
     video: bool = False, # Upstream only: AVI and MP4 files, which the published code neither masks nor recolours
 ) -> InputContract: # For every tower of the system
     "How EchoPrime wants a clip."
-    mask = True if not is_upstream(preset) else not video and 'published'
+    mask, channels = (True, 'YUV') if not is_upstream(preset) else (False, 'RGB') if video else ('published', 'YUV')
     return InputContract(seconds=None, stride=2, size=224, crop='centre', zoom=.1, padding='zero', mean=_MEAN, std=_STD, mask=mask,
-                         channels='RGB' if preset == 'upstream' and video else 'YUV')
+                         channels=channels)
 
 # %% ../../nbs/24a_models.echoprime.ipynb #90093502
 def echoprime_input(
@@ -102,7 +102,7 @@ def in_precision(
     if bundle.views is not None: bundle.views.to(memory_format=torch.channels_last)
     return bundle
 
-# %% ../../nbs/24a_models.echoprime.ipynb #923ea48a
+# %% ../../nbs/24a_models.echoprime.ipynb #ad706af3
 _OPTIONAL = dict(video=(), views=('temperature', 'threshold'), text=('cls.*', 'bert.embeddings.position_ids', 'bert.pooler.*'))
 
 def load_echoprime(
@@ -115,7 +115,7 @@ def load_echoprime(
     "EchoPrime's towers from a download."
     files, contract = echoprime_files(folder), echoprime_contract(preset)
     missing = [ECHOPRIME_FILES[p][0] for p in parts if p not in files and p != 'text']
-    if missing: raise BundleError(f'{folder} lacks {", ".join(missing)}: unpack model_data.zip and name that folder ({ECHOPRIME_GET})')
+    if missing: raise BundleError(f'{folder} lacks {", ".join(missing)}: it lies in the `weights` of {ECHOPRIME_GET}')
     where = next(iter(files.values())).parent
     build = _parts(_sizes(where), contract)
     towers = {p: load_weights(_built(build[p], files[p]), files[p], _OPTIONAL[p]) for p in parts if p in files}

@@ -328,7 +328,7 @@ def _loaded(load, folder, device, **options):
     try: return load(folder, device, **options)
     except (RuntimeError, AssertionError) as e: raise BundleError(f'{folder} cannot run on {plain_text(device)}: {plain_text(e)}') from e
 
-# %% ../../nbs/24_models.hub.ipynb #425efaf3
+# %% ../../nbs/24_models.hub.ipynb #e39b4afe
 def load_model(
     name: str|Path, # A name in `list_models`, or a bundle's folder
     path: str|Path|None = None, # Folder or file with the weights; None: the embedded ones
@@ -341,7 +341,7 @@ def load_model(
     if entry is None and (path is not None or options):
         raise BundleError(f'{name} is a bundle by itself: it takes no {", ".join([*options] or ["path"])}; path= and options go with the name of a model')
     if entry is None: return _used(bundle := _loaded(load_bundle, name, device), own_origin(bundle), True)
-    if path is None and not entry.embedded: raise BundleError(f'{entry.name} needs path=, where its weights are: {entry.get}')
+    if path is None and not entry.embedded: raise BundleError(f'{entry.name} needs the place of its weights (path=, or --weights on the command line): {entry.get}')
     folder = Path(path) if path is not None else Path(str(files('echo_lit')/'bundles'/entry.name))
     if not folder.exists():
         raise BundleError(f'no folder {folder}' if path else f'{entry.name} is missing from this installation: reinstall echo_lit')
