@@ -46,7 +46,7 @@ def plain(
     if isinstance(x, np.ndarray): return torch.from_numpy(x.copy())
     return x.item() if isinstance(x, np.generic) else x
 
-# %% ../../nbs/31a_training.resume.ipynb #c10b9208
+# %% ../../nbs/31a_training.resume.ipynb #5fb39e77
 def random_state() -> dict: # Of this process
     "Where all random generators stand."
     name, numbers, *more = np.random.get_state()
@@ -85,7 +85,7 @@ def restore_loader(
         dl.rng.setstate(state['rng'])
         if state['draws']: dl.draws.bit_generator.state = state['draws']
 
-# %% ../../nbs/31a_training.resume.ipynb #295034d5
+# %% ../../nbs/31a_training.resume.ipynb #ffe6b4a8
 KEPT = {Recorder: ('lrs', 'iters', 'losses', 'values'), ParamScheduler: ('hps',), GradientAccumulation: ('count',),
         TrackerCallback: ('best',), EarlyStoppingCallback: ('wait',)}
 
@@ -158,15 +158,15 @@ def save(self: Checkpoints,
     state = training_state(self.learn, done, epochs)
     with whole_file(self.last) as f: torch.save(dict(state, ranks=ranks, end=end, key=self.key), f)
 
-# %% ../../nbs/31a_training.resume.ipynb #83711ad1
+# %% ../../nbs/31a_training.resume.ipynb #d1210425
 @patch
 def restore(self: Checkpoints) -> bool: # True if the run was over
     "Goes on from the last checkpoint, if there is one."
     if not self.last.exists(): return False
     state = read_checkpoint(self.last)
-    was = dict(settings=state['key'], epochs=state['n_epoch'], processes=len(state['ranks']))
-    for k, now in dict(settings=self.key, epochs=self.n_epoch, processes=num_distrib() or 1).items():
-        if was[k] != now: raise ResumeError(f'{self.last} is of a run with other {k} ({was[k]!r}, now {now!r}): repeat its command, or move it away')
+    was = {'settings': state['key'], 'numbers of epochs': state['n_epoch'], 'numbers of processes': len(state['ranks'])}
+    for (k, v), now in zip(was.items(), (self.key, self.n_epoch, num_distrib() or 1)):
+        if v != now: raise ResumeError(f'{self.last} is of a run with other {k} ({v!r}, now {now!r}): start it as it was, or move the file away to begin anew')
     restore_training(self.learn, state)
     self.share = state['pct_train'] if state['begin'][1] else None
     own = state['ranks'][rank_distrib()]
@@ -220,7 +220,7 @@ def after_fit(self: Checkpoints):
     self.learn.begin = (0, 0, 0)
     super(Checkpoints, self).after_fit()
 
-# %% ../../nbs/31a_training.resume.ipynb #f8171e24
+# %% ../../nbs/31a_training.resume.ipynb #d1d1d1ec
 def stage_key(
     *parts: object, # Settings, names, keys of earlier stages; anything JSON can say
 ) -> str: # 16 hexadecimal digits
