@@ -351,15 +351,17 @@ def _add_bench(command):
     add('--rounds', type=at_least(1), metavar='N', help='rounds that count')
     add('--out', type=Path, metavar='FILE.csv', help='where the table goes, too')
 
-# %% ../nbs/61_cli.ipynb #3482d930
+# %% ../nbs/61_cli.ipynb #7144fad9
 def show_models(
     args: argparse.Namespace, # Nothing in it
 ) -> int: # Exit code
     "`echo_lit models`."
     from echo_lit.models.hub import list_models
+    rows = []
     for m in list_models().itertuples():
         terms = f'vectors of {m.embedding}; {m.licence}' if m.embedding else m.licence
-        say(*text_table([(m.name, m.task), ('', f'sees {m.contract}'), ('', terms), ('', m.get)], ('', ''), 0)[1:], '')
+        rows += [(m.name, m.task), ('', f'sees {m.contract}'), ('', terms), ('', m.get), ('', '')]
+    say(*text_table(rows, ('name', 'what it does, sees and gives; its licence; where it is'), 0))
     return DONE
 
 def _add_models(command): command('models', show_models, 'List the models that can be loaded by name.')

@@ -97,6 +97,6 @@ def test_a_folder_in_the_way_is_not_the_model(root, tmp_path):
             "    known_models()\n"
             "print(load_model('phantom-tiny').folder.parent.name)")
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=tmp_path)
-    assert done.stdout.split('\n')[:-1] == ['echoprime needs the', 'no folder nowhere']*2 + ['bundles'], done.stderr
+    assert done.stdout.split('\n')[:-1] == ['echoprime needs the pl', 'no folder nowhere']*2 + ['bundles'], done.stderr
     for options in (dict(path='nowhere'), dict(preset='upstream')):
         with pytest.raises(BundleError, match='it takes no'): load_model(tmp_path/'echoprime', **options)
