@@ -182,6 +182,7 @@ def made_ready(self: EchoPrimeInterpreter,
     "A clip decoded, by a thread while earlier ones are encoded."
     return self._contract(clip).clip_tensor(clip), film_strip(clip)
 
+# %% ../../nbs/41a_interpret.echoprime.ipynb #1099f18d
 @patch
 def _contract(self: EchoPrimeInterpreter, clip):
     plain = self.upstream and clip.colour_source.startswith('video')
@@ -217,6 +218,7 @@ def neighbours(self: EchoPrimeInterpreter,
     scores, rows = self.index.search(queries[can], self.pool)
     return {SECTIONS[i]: r for i, r in zip(can, rows)}, {SECTIONS[i]: s for i, s in zip(can, scores)}, shares
 
+# %% ../../nbs/41a_interpret.echoprime.ipynb #0340669f
 @patch
 def words(self: EchoPrimeInterpreter,
     near: dict, # Section to rows
@@ -261,6 +263,7 @@ def interpret(self: EchoPrimeInterpreter,
         pd.DataFrame(evidence, columns='sentence section findings clips neighbours excluded'.split()), shares, failures, aside,
         self.model(), _EXCLUDED, {r.clip.id: r.film for r in readings}, table)
 
+# %% ../../nbs/41a_interpret.echoprime.ipynb #e223910c
 _EXCLUDED = 'no report, since the bank does not say whose reports it holds'
 
 @patch
