@@ -241,7 +241,7 @@ def _add_phantom(command):
     add('--workers', type=at_least(1), default=2, metavar='W', help='processes that render a corpus')
     add('--no-overlay', dest='overlay', action='store_false', help='a corpus without screen text and ECG')
 
-# %% ../nbs/61_cli.ipynb #7dc1b1ad
+# %% ../nbs/61_cli.ipynb #45be773d
 def train_recipe(
     args: argparse.Namespace, # recipe, settings, ranks, print_slurm, nodes, gpus
 ) -> int: # Exit code
@@ -252,11 +252,12 @@ def train_recipe(
     from echo_lit.evaluate.calibrate import calibrate
     from echo_lit.training.pretrain import is_pretraining, pretrain
     from echo_lit.training.recipe import train
+    from echo_lit.training.unlabelled import distil, is_distillation
     settings = dict(s.split('=', 1) for s in args.settings)
-    pairs = is_pretraining(args.recipe)
-    folder = (pretrain if pairs else train)(args.recipe, settings, say, ranks=args.ranks)
+    follow = distil if is_distillation(args.recipe) else pretrain if is_pretraining(args.recipe) else train
+    folder = follow(args.recipe, settings, say, ranks=args.ranks)
     if os.environ.get('RANK', '0') != '0': return DONE
-    if not pairs: calibrate(folder, settings['data'])
+    if follow is train: calibrate(folder, settings['data'])
     say(f'model bundle in {folder}')
     return DONE
 
@@ -268,8 +269,8 @@ def _print_slurm(args):
 
 def _add_train(command):
     add = command('train', train_recipe, 'Follow a training recipe; the same command goes on with a run that was killed.')
-    add('recipe', help='phantom-tiny, video-report, or a TOML file')
-    add('settings', nargs='*', metavar='key=value', help='data=CORPUS (of video-report: a manifest) out=FOLDER, and any setting of the recipe as section.key=value')
+    add('recipe', help='phantom-tiny, video-report, discovr, or a TOML file')
+    add('settings', nargs='*', metavar='key=value', help='data=CORPUS (of video-report: a manifest; of discovr: either) out=FOLDER, and any setting of the recipe as section.key=value')
     add('--ranks', type=at_least(1), metavar='N', help='processes that torchrun should have started; any other number is an error')
     add('--print-slurm', action='store_true', help='print a job for sbatch instead')
     add('--nodes', type=at_least(1), default=1, metavar='N', help='machines of that job')
