@@ -37,8 +37,8 @@ from .views import calibrate_views, view_learner, view_loaders, view_weights
 from ..vocabulary import findings_json
 
 # %% auto #0
-__all__ = ['RecipeError', 'load_recipe', 'report_table', 'table_values', 'fit', 'text_stage', 'text_tower', 'view_stage',
-           'video_stage', 'embed_stage', 'attention_stage', 'corpus_key', 'keyed_stages', 'train_bundle',
+__all__ = ['RecipeError', 'load_recipe', 'report_table', 'table_values', 'fit', 'finding_weights', 'text_stage', 'text_tower',
+           'view_stage', 'video_stage', 'embed_stage', 'attention_stage', 'corpus_key', 'keyed_stages', 'train_bundle',
            'data_and_out', 'train']
 
 # %% ../../nbs/34a_training.recipe.ipynb #0e0bc60a
@@ -56,15 +56,7 @@ def load_recipe(
     for key, value in (overrides or {}).items(): _override(recipe, key, value)
     return recipe
 
-# %% ../../nbs/34a_training.recipe.ipynb #e00eac40
-def _as_kind(kind: type, value: object) -> object:
-    "A value, or the text of one, as bool, list, int, float or str."
-    if type(value) is kind: return value
-    if kind is bool: return {'true': True, 'false': False}[str(value).lower()]
-    if kind is list: return tomllib.loads(f'x = [{str(value).strip("[]")}]')['x']
-    if kind is int and not float(value).is_integer(): raise ValueError('a part of one')
-    return int(float(value)) if kind is int else kind(value)
-
+# %% ../../nbs/34a_training.recipe.ipynb #7c052a3d
 def _override(recipe: dict, key: str, value: object):
     "Replaces one setting, which must exist, by a value of its kind."
     names = [n for k, v in recipe.items() for n in ([f'{k}.{i}' for i in v] if isinstance(v, dict) else [k])]
@@ -74,8 +66,8 @@ def _override(recipe: dict, key: str, value: object):
     *parents, last = key.split('.')
     for p in parents: recipe = recipe[p]
     kind = type(recipe[last])
-    try: recipe[last] = _as_kind(kind, value)
-    except (KeyError, TypeError, ValueError): raise RecipeError(f'{key} must be {kind.__name__}, got {value!r}') from None
+    try: recipe[last] = kind(float(value)) if kind is int else kind(value)
+    except (TypeError, ValueError): raise RecipeError(f'{key} must be {kind.__name__}, got {value!r}') from None
 
 # %% ../../nbs/34a_training.recipe.ipynb #6089a154
 def report_table(
@@ -107,7 +99,16 @@ def fit(
             with learn.no_logging(): learn.fit_one_cycle(epochs, learn.lr, cbs=kept)
     return learn
 
-# %% ../../nbs/34a_training.recipe.ipynb #3cf30203
+# %% ../../nbs/34a_training.recipe.ipynb #7b2b7f07
+def finding_weights(
+    y: Tensor, # `[n,C]` of the training rows, NaN where nothing was said
+    codec: FindingCodec, # Which findings
+    present: float, # Of one that is present or absent; a grade or a measurement weighs 1
+) -> Tensor: # `[C]`
+    "Equal parts of the loss, times the weight of the kind."
+    return finding_share(y)*torch.tensor([present if kind == 'present' else 1. for kind in codec.kinds])
+
+# %% ../../nbs/34a_training.recipe.ipynb #31f5c68c
 def text_stage(
     recipe: dict, # Settings
     table: pd.DataFrame, # From `report_table`
@@ -123,7 +124,7 @@ def text_stage(
     tower = _text_tower(tokenizer)
     def loaders(bs: int, most: int|None) -> DataLoaders:
         return DataLoaders(report_loader(parts[held:], y[held:], codec, bs, most, True, recipe['seed']), report_loader(parts[:held], y[:held], codec, bs, most))
-    learn = text_learner(loaders(c['short_batch'], c['sections']), tower, codec, lr=c['lr'])
+    learn = text_learner(loaders(c['short_batch'], c['sections']), tower, codec, share=finding_weights(y, codec, c['present']), lr=c['lr'])
     fit(learn, c['short_epochs'])
     learn.dls = loaders(c['batch'], None)
     fit(learn, c['epochs'])
@@ -162,7 +163,7 @@ def view_stage(
     calibrate_views(fit(learn, c['epochs']), c['accuracy'])
     return bundle.views.state_dict()
 
-# %% ../../nbs/34a_training.recipe.ipynb #f1225b3d
+# %% ../../nbs/34a_training.recipe.ipynb #ab498362
 def video_stage(
     recipe: dict, # Settings
     corpus: Corpus, # Clips
@@ -174,8 +175,8 @@ def video_stage(
     c, words, y = recipe['video'], corpus.studies.report.tolist(), clip_targets(corpus, codec)
     target = contrastive_target(torch.from_numpy(corpus.study_rows), y)
     dls = clip_loaders(corpus, target, recipe['valid'], c['batch'], Augment(), seed=recipe['seed'])
-    share = finding_share(y)*torch.tensor([c['present'] if kind == 'present' else 1. for kind in codec.kinds])
-    learn = section_learner(dls, bundle.video, bundle.text.encode(words).clone(), codec.encode(corpus.findings), words, codec, share, wd=c['decay'])
+    learn = section_learner(dls, bundle.video, bundle.text.encode(words).clone(), codec.encode(corpus.findings), words, codec,
+                            finding_weights(y, codec, c['present']), wd=c['decay'])
     for drawn, lr, epochs in ((c['drawn'], c['lr'], c['drawn_epochs']), (None, c['lr']/2, c['epochs'])):
         bundle.video.drawn, learn.lr = drawn, lr
         fit(learn, epochs)
