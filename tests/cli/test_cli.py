@@ -84,6 +84,22 @@ def test_wrong_use_is_code_2_and_one_line(cli, model, clips, tmp_path, words):
     code, out, err = cli('interpret', clips/'s0', '--out', tmp_path/'out', *words)
     assert code == 2 and err.count('\n') == 1, err
 
+@pytest.mark.parametrize('words,says', [
+    (['--model', 'panecho'], '--weights'), (['--model', 'panecho', '--weights', '/nowhere'], 'no folder'), (['--model', 'no-such-model'], 'no model'),
+    (['--model', 'panecho', '--weights', '.'], 'holds no panecho.pt'), (['--model', 'phantom-tiny', '--prompts', '/nowhere'], 'no prompt file'),
+    (['--model', 'phantom-tiny', '--device', 'toaster'], 'cannot run on toaster')])
+def test_a_question_that_cannot_be_put_is_code_2_and_one_line(cli, clips, tmp_path, words, says):
+    code, out, err = cli('predict', clips/'s0'/'a4c.avi', '--out', tmp_path/'a.csv', *words)
+    assert (code, out, err.count('\n'), (tmp_path/'a.csv').exists()) == (2, '', 1, False) and says in err
+
+def test_a_lost_clip_of_a_prediction_is_code_3(cli, clips, tmp_path):
+    (tmp_path/'s').mkdir(); whole = (clips/'s0'/'a4c.avi').read_bytes()
+    for name, data in (('a4c.avi', whole), ('=half.avi', whole[:200])): (tmp_path/'s'/name).write_bytes(data)
+    (tmp_path/'asked.json').write_text(json.dumps({'=lead': dict(mode='binary', label_sources=['A pacemaker lead is seen.'])}))
+    code, out, _ = cli('predict', tmp_path/'s', '--model', 'phantom-tiny', '--prompts', tmp_path/'asked.json', '--out', tmp_path/'a.csv')
+    row, = csv.DictReader((tmp_path/'a.csv').open())
+    assert code == 3 and '1 failed' in out and 'half.avi' not in (tmp_path/'a.csv').read_text() and row['question'][0] not in '=+-@'
+
 def test_a_place_that_cannot_be_written(cli, model, clips, tmp_path):
     (tmp_path/'file').write_text('')
     code, _, err = cli('interpret', clips/'s0', '--model', model, '--out', tmp_path/'file'/'out')
@@ -105,7 +121,7 @@ def test_no_formula_in_a_table(evil):
     cell = list(csv.reader(csv_text([{'a': evil}]).splitlines()))[1][0]
     assert cell[0] not in '=+-@|\t'
 
-@pytest.mark.parametrize('command', [[], ['interpret'], ['phantom'], ['train'], ['evaluate'], ['models']])
+@pytest.mark.parametrize('command', [[], ['interpret'], ['predict'], ['phantom'], ['train'], ['evaluate'], ['models']])
 def test_help(cli, command):
     code, out, _ = cli(*command, '--help')
     assert code == 0 and 'usage: echo_lit' in out
