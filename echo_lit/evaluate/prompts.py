@@ -23,7 +23,8 @@ from ..models.hub import Bundle
 from ..vocabulary import CUTS, FINDINGS, SECTION_VIEWS, Finding, grade
 
 # %% auto #0
-__all__ = ['abnormal_score', 'reported_question', 'asked_clips', 'study_answer', 'prompt_row', 'prompt_table', 'prompts_of']
+__all__ = ['COLUMNS', 'abnormal_score', 'reported_question', 'asked_clips', 'study_answer', 'prompt_row', 'prompt_table',
+           'prompts_of']
 
 # %% ../../nbs/53d_evaluate.prompts.ipynb #d56497ca
 def abnormal_score(
@@ -72,7 +73,9 @@ def study_answer(
     if question.kind == 'measured': return measured_value(frames, prompts, torch.tensor(question.values)).item()
     return abnormal_score(question, prompts, frames)
 
-# %% ../../nbs/53d_evaluate.prompts.ipynb #86fa7570
+# %% ../../nbs/53d_evaluate.prompts.ipynb #3fe4b2a8
+COLUMNS = 'wording finding measure studies abnormal not_asked value low high constant shuffled shuffled_low shuffled_high'.split()
+
 def prompt_row(
     code: str, # Of a finding
     said: np.ndarray, # `[N]` from `study_answer`
@@ -80,7 +83,7 @@ def prompt_row(
     constant: float, # Of a measurement: the answer that knows nothing
     patients: list[str], # `[N]` one a study
     n: int = 1000, # Resamples
-) -> dict: # finding, measure, studies, abnormal, not_asked, value, low, high, constant, shuffled, shuffled_low, shuffled_high
+) -> dict: # By the names in `COLUMNS`, without the wording
     "A finding's number with its interval and its controls."
     number = FINDINGS[code].kind == 'measured'
     metric, missing = (mae, constant) if number else (auroc, np.nanmedian(said) if np.isfinite(said).any() else 0.)
@@ -90,14 +93,14 @@ def prompt_row(
     row['constant'] = mae(np.full(len(true), constant), true) if number else .5
     return row | dict(zip(('shuffled', 'shuffled_low', 'shuffled_high'), bootstrap_ci(metric, np.roll(full, len(full)//2), true, patients=patients, n=n)))
 
-# %% ../../nbs/53d_evaluate.prompts.ipynb #5edc4cc8
+# %% ../../nbs/53d_evaluate.prompts.ipynb #6c1ebc94
 def prompt_table(
     bundle: Bundle, # That read the studies
     records: list[CloseRecord], # From `read_closely`
     constant: Callable[[str], float], # Of a measurement's code: the answer that knows nothing
     positives: int = 20, # Least number of studies with the abnormal, and without
     n: int = 1000, # Resamples
-) -> pd.DataFrame: # wording, and what `prompt_row` gives
+) -> pd.DataFrame: # `COLUMNS`
     "Prompts against the videos of studies, for all findings that the studies depict."
     rows = []
     for code, t in FINDINGS.items():
@@ -109,7 +112,7 @@ def prompt_table(
             prompts = prompt_vectors(bundle, [question])[code]
             said = np.array([study_answer(bundle, question, prompts, r) for r in known])
             rows.append(dict(wording=wording) | prompt_row(code, said, true, constant(code) if number else np.nan, [r.patient for r in known], n))
-    return pd.DataFrame(rows).round(4)
+    return pd.DataFrame(rows, columns=COLUMNS).round(4)
 
 # %% ../../nbs/53d_evaluate.prompts.ipynb #e22afb62
 def prompts_of(
