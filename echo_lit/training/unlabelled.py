@@ -100,7 +100,7 @@ def distillation_learner(
     learn.remove_cb(GradientClip)
     return learn.add_cb(GradientClip(clip)) if clip else learn
 
-# %% ../../nbs/35e_training.unlabelled.ipynb #49771456
+# %% ../../nbs/35e_training.unlabelled.ipynb #0a7b9387
 def recipe_config(
     recipe: dict, # Settings
 ) -> DiscovrConfig: # Checked
@@ -108,7 +108,8 @@ def recipe_config(
     base, other = recipe['preset'], discovr_config('upstream' if recipe['preset'] == 'default' else 'default')
     differences = ('align', 'normalise', 'schedule', 'centre_on', 'image_loss', 'momentum', 'centre_momentum', 'assign')
     if odd := sorted(set(recipe['except'].split()) - set(differences)): raise RecipeError(f'no difference {odd[0]!r}; there are: {", ".join(differences)}')
-    return discovr_config(base, **{k: getattr(other, k) for k in recipe['except'].split()}, **recipe['network'], **recipe['masks'], **recipe['questions'])
+    return discovr_config(base, **{k: getattr(other, k) for k in recipe['except'].split()}, **recipe['network'], **recipe['masks'], **recipe['questions'],
+                         at_a_time=recipe['learn']['at_a_time'])
 
 # %% ../../nbs/35e_training.unlabelled.ipynb #380a24b6
 def unlabelled_loaders(
