@@ -111,7 +111,7 @@ def recipe_config(
     return discovr_config(base, **{k: getattr(other, k) for k in recipe['except'].split()}, **recipe['network'], **recipe['masks'], **recipe['questions'],
                          at_a_time=recipe['learn']['at_a_time'])
 
-# %% ../../nbs/35e_training.unlabelled.ipynb #380a24b6
+# %% ../../nbs/35e_training.unlabelled.ipynb #66d2eba5
 def unlabelled_loaders(
     data: Path, # A corpus, or a manifest
     recipe: dict, # Settings
@@ -122,7 +122,10 @@ def unlabelled_loaders(
     if data.suffix not in ('.parquet', '.csv'):
         corpus = open_corpora(data)
         y = torch.zeros(len(corpus.table))
-        return clip_loaders(corpus, y, recipe['valid'], batch//world, ScaleCrop(), seed=recipe['seed']), corpus.contract, dict(hash=corpus_key(data), clips=len(y))
+        dls = clip_loaders(corpus, y, recipe['valid'], batch//world, ScaleCrop(), seed=recipe['seed'])
+        for dl, side in zip(dls.loaders, ('left to train on', 'held back')):
+            if not dl.n: raise RecipeError(f'of {corpus.studies.patient_id.nunique()} patients none is {side}: render more, or set valid=')
+        return dls, corpus.contract, dict(hash=corpus_key(data), clips=len(y))
     contract = InputContract(frames=c['frames'], seconds=None, stride=c['stride'], size=c['size'], **PHOTOGRAPHS)
     table, source = open_pairs(data, dict(recipe, data=c))
     kept = only_kinds(table, c['kinds'])
