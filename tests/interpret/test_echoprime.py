@@ -7,6 +7,7 @@ from dataclasses import replace
 import jsonschema
 import numpy as np
 import pytest
+import torch
 
 from echo_lit.cli import run
 from echo_lit.core import Study
@@ -15,7 +16,7 @@ from echo_lit.data.cine import read_cine, write_dicom, write_video
 from echo_lit.data.echoprime import section_text
 from echo_lit.data.heart import random_heart
 from echo_lit.data.phantom import phantom_clip
-from echo_lit.interpret.echoprime import Candidates, EchoPrimeInterpreter, phenotype_table, published_report, section_queries
+from echo_lit.interpret.echoprime import Candidates, EchoPrimeInterpreter, phenotype_findings, phenotype_table, published_report, section_queries
 from echo_lit.interpret.export import html_page
 from echo_lit.interpret.record import SCHEMA
 from echo_lit.interpret.interpreter import Interpreter
@@ -58,7 +59,7 @@ def by_hand(bank, vectors, views):
 def test_sections_neighbours_means_and_report(bank):
     "Rows 14 to 16 of the parity table: by name, by position, and the report."
     rng = np.random.default_rng(5)
-    vectors, views = rng.normal(size=(6, 512)), [COARSE_VIEWS[i] for i in rng.integers(11, size=6)]
+    vectors, views = rng.normal(size=(6, 512))*rng.uniform(.2, 3, (6, 1)), [COARSE_VIEWS[i] for i in rng.integers(11, size=6)]
     near, report = by_hand(bank, vectors, views)
     queries, shares = section_queries(vectors, views, bank.view_weights)
     rows = dict(zip(SECTIONS, bank.search(queries)[1]))
@@ -86,6 +87,9 @@ def test_a_study_of_one_clip_and_its_silence(reader, clip, monkeypatch):
         silent = r.sections.set_index('section').loc[SECTIONS[i]]
         assert not silent.assessed and silent.reason == 'no view that shows it' and SECTIONS[i] not in r.report.sections
         assert (r.phenotypes[r.phenotypes.section == SECTIONS[i]].votes == 0).all() and r.sections.assessed.sum() >= 12
+        assert 30 < r.phenotypes.votes.max() <= 50
+        said = {f.code: f.value for f in r.report.findings}
+        for f in r.findings.itertuples(): assert f.written == (f.finding in said and said[f.finding] == f.value)
 
 def test_grey_clips_are_read(reader, clip, tmp_path):
     "Published code loses every grey file."
@@ -120,6 +124,20 @@ def test_presets_differ_only_where_published_code_is_wrong(folder, clip):
     for x in (a, b): x.index.thresholds.clear()
     x, y = (r.interpret(Study('s', None, [clip])).phenotypes for r in (a, b))
     assert list(x.neighbours_of) == list(x.section) and y.neighbours_of[2] == MOVED['Right Ventricle']
+    assert next(b.bundle.video.parameters()).dtype == torch.float32
+    film = replace(clip, colour_source='video')
+    assert [(c.mask, c.channels) for c in (a._contract(film), b._contract(clip), b._contract(film))] == [(True, 'YUV'), ('published', 'YUV'), (False, 'RGB')]
+
+def test_shares_become_findings_by_their_thresholds(bank):
+    "Six of ten neighbours have one: below a threshold of 0.7, above the one half that stands where there is none; and no ejection fraction is 500 %."
+    labels, near = np.full((len(bank), 21), np.nan, np.float32), {s: np.arange(10) for s in SECTIONS}
+    def at(p): return bank.phenotypes.index(p)
+    for p in ('tavr', 'pacemaker'): labels[:10, at(p)] = [1]*6 + [0]*4
+    for ef, known in ((500, False), (55, True)):
+        labels[:10, at('ejection_fraction')] = ef
+        made = replace(bank, labels=labels)
+        found = phenotype_findings(phenotype_table(made, near), made, near)
+        assert (found['aortic_prosthesis'].value, found['pacemaker_lead'].value, 'ef' in found) == (False, True, known)
 
 def test_from_the_command(folder, clip, tmp_path, capsys):
     USED.clear()              # the licence is told once a run
