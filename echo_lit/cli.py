@@ -329,7 +329,7 @@ def _add_evaluate(command):
     add('--steps', action='store_true', help='also steps.csv: what a second frame, a second clip and knowing the view are worth')
     add('--zeroshot', action='store_true', help='also zeroshot.csv: sentences held against the videos, from the same reading')
 
-# %% ../nbs/61_cli.ipynb #e6e4d643
+# %% ../nbs/61_cli.ipynb #743e472a
 def show_benchmark(
     args: argparse.Namespace, # name, clips, rounds, out
 ) -> int: # Exit code
@@ -347,8 +347,9 @@ def _add_bench(command):
     add = command('bench', show_benchmark, 'Measure speed beside what people write today.')
     add('name', metavar='NAME',
         help='loading: sixteen frames of a film by echo_lit, OpenCV, decord, PyAV and torchcodec, as installed, some ten seconds; '
-             "study: from files to vectors beside EchoPrime's published way, some ten minutes; encoder: what encoding is spent on; ranks: training by threads and by processes")
-    add('--clips', type=at_least(1), metavar='N', help='clips of a study, 50 if left out; ranks: of an epoch, 64')
+             "study: from files to vectors beside EchoPrime's published way, some ten minutes; encoder: what encoding is spent on; ranks: training by threads and by processes; "
+             'distillation: a step of training without labels beside the published order of work, some minutes')
+    add('--clips', type=at_least(1), metavar='N', help='clips of a study, 50 if left out; ranks: of an epoch, 64; distillation: of a step, 2')
     add('--rounds', type=at_least(1), metavar='N', help='rounds that count')
     add('--out', type=Path, metavar='FILE.csv', help='where the table goes, too')
 
