@@ -6,7 +6,7 @@ Docs: https://echo-lit.github.io/echo_lit/cli.html.md"""
 
 # %% ../nbs/61_cli.ipynb #88564aec
 from __future__ import annotations
-import argparse, os, sys, textwrap, warnings
+import argparse, os, re, sys, textwrap, warnings
 from collections.abc import Callable
 from pathlib import Path
 from . import __version__
@@ -16,8 +16,8 @@ from .terminal import csv_text, flat_metrics, one_line, progress_bar, say, text_
 # %% auto #0
 __all__ = ['DONE', 'SOME_FAILED', 'NOTHING', 'show_result', 'summary_row', 'unnamed_note', 'interpret_studies', 'at_least',
            'show_answers', 'predict_study', 'write_phantoms', 'train_recipe', 'measure_bundle', 'measure_manifest',
-           'show_benchmark', 'show_models', 'scan_archive', 'deidentify_archive', 'convert_download', 'parser', 'run',
-           'main']
+           'show_benchmark', 'probe_models', 'show_models', 'scan_archive', 'deidentify_archive', 'convert_download',
+           'parser', 'run', 'main']
 
 # %% ../nbs/61_cli.ipynb #6e1c9f91
 DONE, SOME_FAILED, NOTHING = 0, 3, 2
@@ -353,6 +353,38 @@ def _add_bench(command):
     add('--rounds', type=at_least(1), metavar='N', help='rounds that count')
     add('--out', type=Path, metavar='FILE.csv', help='where the table goes, too')
 
+# %% ../nbs/61_cli.ipynb #66c39b73
+def probe_models(
+    args: argparse.Namespace, # models, data, ask, probes, labels, root, unknown_patient, device, cardiobench, out
+) -> int: # Exit code
+    "`echo_lit probe`."
+    from echo_lit.evaluate.comparison import probe_encoders, write_bench, write_comparison
+    c = probe_encoders(args.models, args.data, args.ask, args.probes, args.labels, args.root, args.unknown_patient, args.device,
+                       progress=progress_bar('probing'), cache=args.out/'vectors')
+    files = write_comparison(c, args.out)
+    if args.cardiobench: files += [write_bench(args.out/(re.sub(r'[^\w-]+', '-', '_'.join(k)) + '.csv'), a, c.rows)
+                                   for k, a in c.answers.items() if k[2] == args.cardiobench and k[0] != 'view']
+    best = c.table.drop_duplicates(['question', 'encoder', 'probe'])
+    heads = ['question', 'encoder', 'probe', 'setting', 'measure', 'value', 'low', 'high', 'patients']
+    say(*text_table([[_short(v) for v in row] for row in best[heads].itertuples(index=False)], heads, 0), '', *(f'  {f}' for f in files))
+    if len(c.lost): say(f'  {len(c.lost)} clips were lost, and no encoder was asked about them; lost.csv says why')
+    return SOME_FAILED if len(c.lost) else DONE
+
+# %% ../nbs/61_cli.ipynb #7299966c
+def _add_probe(command):
+    add = command('probe', probe_models, 'Compare what encoders know of clips, by neighbours, linear layers and distances, the same for all.')
+    add('models', nargs='+', metavar='MODEL', help='the one in question first: a name from `echo_lit models` (a download: NAME=PATH), a bundle folder, '
+        'pixels, or random:NAME for the same network untrained')
+    add('--data', type=Path, required=True, metavar='DATA', help='a corpus folder, or a .csv or .parquet table of clips')
+    add('--ask', nargs='+', default=['view'], metavar='QUESTION', help='view, a finding such as ef, or a finding with a limit such as ef<50')
+    add('--probes', nargs='+', default=['constant', 'knn', 'linear', 'pca512', 'anomaly-knn', 'anomaly-spread'], metavar='PROBE', help='ways to answer')
+    add('--labels', type=float, default=1., metavar='SHARE', help='share of the patients to learn from')
+    add('--root', type=Path, metavar='DIR', help='manifest: the folder its paths start from; leave it out for its own')
+    add('--unknown-patient', choices=('each clip', 'each study'), help='manifest: what a row without a patient stands for')
+    add('--device', default='cpu', metavar='D', help='cpu, cuda, cuda:1, ...')
+    add('--cardiobench', metavar='PROBE', help='also a CSV for CardioBench with the answers of this probe')
+    add('--out', type=Path, default=Path('probes'), metavar='DIR', help='where tables, figure and vectors go; vectors that are there are used again')
+
 # %% ../nbs/61_cli.ipynb #7144fad9
 def show_models(
     args: argparse.Namespace, # Nothing in it
@@ -473,7 +505,7 @@ def parser() -> argparse.ArgumentParser: # With a function for each command
         c = commands.add_parser(name, help=words, description=words, formatter_class=_Help)
         c.set_defaults(run=run)
         return c.add_argument
-    for add in (_add_interpret, _add_predict, _add_phantom, _add_scan, _add_deid, _add_convert, _add_train, _add_evaluate, _add_bench, _add_models): add(command)
+    for add in (_add_interpret, _add_predict, _add_phantom, _add_scan, _add_deid, _add_convert, _add_train, _add_evaluate, _add_probe, _add_bench, _add_models): add(command)
     return p
 
 # %% ../nbs/61_cli.ipynb #6f16e9df
