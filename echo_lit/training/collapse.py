@@ -19,7 +19,7 @@ from torch import Tensor
 from .learner import whole_file
 
 # %% auto #0
-__all__ = ['FLOORS', 'entropy', 'told', 'effective_rank', 'knn_votes', 'signs', 'Collapse', 'collapsed']
+__all__ = ['FLOORS', 'entropy', 'told', 'effective_rank', 'knn_votes', 'collapsed', 'signs', 'Collapse']
 
 # %% ../../nbs/35d_training.collapse.ipynb #965f6054
 def entropy(
@@ -59,10 +59,19 @@ def knn_votes(
     votes.scatter_add_(1, labels.to(query.device)[at], ((near - near[:, :1])/temperature).exp())
     return votes/votes.sum(1, keepdim=True)
 
-# %% ../../nbs/35d_training.collapse.ipynb #f5343f37
+# %% ../../nbs/35d_training.collapse.ipynb #8d5843ae
 FLOORS = dict(told=.05, rank=1.5, used=1.5)
 _WORDS = dict(told='the teacher of {kind} says the same of everything', rank='features of {kind} differ in one direction', used='one prototype takes everything')
 
+def collapsed(
+    row: dict[str, float], # Of an epoch
+    prototypes: int = 1, # All there are
+) -> list[str]: # What has collapsed, in words
+    "What is at its floor."
+    found = [_WORDS[k].format(kind=kind) for k in ('told', 'rank') for kind in ('video', 'image') if row.get(f'{k}_{kind}', np.inf) < FLOORS[k]]
+    return found + [_WORDS['used']]*('usage' in row and row['usage']*prototypes < FLOORS['used'])
+
+# %% ../../nbs/35d_training.collapse.ipynb #fe4524e8
 def signs(
     sums: dict, # From `Collapse`, of one teacher: answers `[K]`, entropy, n and features
 ) -> dict[str, float]: # entropy as a share of the largest, told in nats, rank
@@ -119,12 +128,3 @@ def after_train(self: Collapse):
         with whole_file(self.path) as f: f.write(self.table.to_csv().encode())
     if self.pct_train >= self.wait and not rank_distrib():
         for words in collapsed(row, get_model(self.model).config.prototypes): self.say(f'epoch {len(self.rows) - 1}: collapsed, {words}')
-
-# %% ../../nbs/35d_training.collapse.ipynb #e4fc2d2f
-def collapsed(
-    row: dict[str, float], # Of an epoch
-    prototypes: int = 1, # All there are
-) -> list[str]: # What has collapsed, in words
-    "What is at its floor."
-    found = [_WORDS[k].format(kind=kind) for k in ('told', 'rank') for kind in ('video', 'image') if row.get(f'{k}_{kind}', np.inf) < FLOORS[k]]
-    return found + [_WORDS['used']]*('usage' in row and row['usage']*prototypes < FLOORS['used'])

@@ -26,13 +26,13 @@ from .masks import Seen, draw_views, hidden_tokens, lowest
 from .teacher import DinoHead, DinoLoss, move_centre
 
 # %% auto #0
-__all__ = ['PRESETS', 'TEACHERS', 'DiscovrConfig', 'discovr_config', 'Decoder', 'standardised', 'frame_targets', 'mismatched',
-           'pixel_tubes', 'pixel_projector', 'Discovr', 'fresh', 'discovr_state']
+__all__ = ['PRESETS', 'TEACHERS', 'NetworkSizes', 'Questions', 'DiscovrConfig', 'discovr_config', 'Decoder', 'standardised',
+           'frame_targets', 'mismatched', 'pixel_tubes', 'pixel_projector', 'Discovr', 'fresh', 'discovr_state']
 
-# %% ../../nbs/35c_training.discovr.ipynb #bed527d8
+# %% ../../nbs/35c_training.discovr.ipynb #9aefd540
 @dataclass(frozen=True)
-class DiscovrConfig:
-    "Sizes, masks, and what is asked."
+class NetworkSizes:
+    "How large the networks are."
     width: int = 768 # Length of a token
     depth: int = 12 # Blocks
     heads: int = 12 # Attention heads
@@ -46,6 +46,12 @@ class DiscovrConfig:
     classes: int = 16384 # Made-up classes of the class tokens
     hidden: int = 2048 # Width of a head
     middle: int = 256 # Its narrow place
+    at_a_time: int = 0 # Rows of a student in memory at once, the others computed twice; 0: all
+
+# %% ../../nbs/35c_training.discovr.ipynb #a15611a7
+@dataclass(frozen=True)
+class Questions(NetworkSizes):
+    "Masks, and what is asked."
     target: str = 'frames' # What the decoder is asked: 'frames', 'tubes' (SIGMA) or 'pixels' (VideoMAE)
     clusters: float = 1. # Weight of that question
     video: float = 1. # Weight of the clips' class token
@@ -58,16 +64,20 @@ class DiscovrConfig:
     region: float = .4 # Share of the frame that a region shows
     eps: float = .05 # Softness of assignments
     turns: int = 10 # Of Sinkhorn
-    at_a_time: int = 0 # Rows of a student in memory at once, the others computed twice; 0: all
     tokens: str = 'all' # Or 'masked': those whose clusters are asked
     between: str = 'first' # Or 'mean': the frame, of those of a tubelet, whose cluster is asked
+
+# %% ../../nbs/35c_training.discovr.ipynb #e2ec677d
+@dataclass(frozen=True)
+class DiscovrConfig(Questions):
+    "Sizes, questions, and what published code does otherwise."
     align: bool = True # D1. False: tokens are matched with others than their own
     normalise: str = 'all' # D2. 'upstream': only the first third of `size` frames
     schedule: str = 'cosine' # D3. 'constant': the learning rate stays
     centre_on: str = 'logits' # D4. Or 'probabilities'
     image_loss: str = 'mean' # D5. 'last chunk': of 1024 frames, times 256 over its length
     momentum: tuple[float, float] = (.996, 1.) # D6. Of the teachers, at the beginning and at the end
-    centre_momentum: float = .9 # D6.
+    centre_momentum: float = .9 # D6. Of the centre
     assign: str = 'soft' # D7. 'hard': the nearest prototype alone, and prototypes learn from one half
 
 # %% ../../nbs/35c_training.discovr.ipynb #2a95fbc9
@@ -268,7 +278,7 @@ def image_term(self: Discovr,
     n = (len(cls) - 1) % chunk + 1
     return self.asked('image', self.image_student.embed(frames[-n:]), cls[-n:], visible[:, -n:])*256/n
 
-# %% ../../nbs/35c_training.discovr.ipynb #f7b131bd
+# %% ../../nbs/35c_training.discovr.ipynb #d32e9de7
 @patch
 @torch.no_grad()
 def answered(self: Discovr,
@@ -283,6 +293,7 @@ def answered(self: Discovr,
     self.said[kind] = dict(answers=p, features=cls.detach().float())
     return p
 
+# %% ../../nbs/35c_training.discovr.ipynb #bb5525da
 @patch
 def asked(self: Discovr,
     kind: str, # 'image' or 'video'
@@ -324,7 +335,25 @@ def cluster_terms(self: Discovr,
     with torch.no_grad(): self.said['usage'] = prototype_usage(prototype_scores(x.flatten(0, 1)[:4096], self.prototypes))
     return dict(zip(('clusters', 'back'), cluster_distillation_loss(x, target, self.prototypes, eps=c.eps, iters=c.turns, hard=hard, teach=teach)))
 
-# %% ../../nbs/35c_training.discovr.ipynb #25040682
+# %% ../../nbs/35c_training.discovr.ipynb #f7fea333
+@patch
+def masked_terms(self: Discovr,
+    clips: Tensor, # uint8 `[B,3,T,H,W]`
+    tokens: Tensor, # `[B,N,width]` of the encoder, before any block
+    target: Tensor|None, # `[B,T,P,D]` of the frames; None: pixels are wanted
+    visible: Tensor, # int64 `[B,n]`
+) -> dict[str, Tensor]: # Terms by name
+    "How far the decoder is from what is there."
+    x = self.completed(tokens, visible)
+    if self.config.target != 'pixels':
+        with torch.no_grad(): self.prototypes.copy_(F.normalize(self.prototypes, dim=1))
+    if target is not None: return self.cluster_terms(x, target, visible)
+    pixels = pixel_tubes(clips, self.step)
+    if self.config.target == 'tubes': return self.cluster_terms(x, self.projector(pixels).float(), visible)
+    at = hidden_tokens(visible, x.shape[1])[..., None].expand(-1, -1, x.shape[2])
+    return dict(pixels=F.mse_loss(x.gather(1, at), pixels.gather(1, at)))
+
+# %% ../../nbs/35c_training.discovr.ipynb #707e909b
 @patch
 def forward(self: Discovr,
     clips: Tensor, # uint8 `[B,3,T,H,W]`
@@ -332,7 +361,6 @@ def forward(self: Discovr,
 ) -> dict[str, Tensor]: # Terms by name, and 'loss'
     "What this step's questions cost."
     c, seen, x = self.config, seen or self.draw(len(clips)), self.normalise(clips)
-    whole, parts = seen.whole.to(x.device), [p.to(x.device) for p in seen.parts]
     tokens, target, terms = self.encoder.embed(x), None, {}
     if c.target == 'frames' and (c.image or c.clusters):
         frames = x.transpose(1, 2).flatten(0, 1)[:, :, None]     # [B*T,3,1,H,W]
@@ -341,25 +369,10 @@ def forward(self: Discovr,
         if c.image: terms['image'] = self.image_term(frames, there[:, 0], seen.frames.to(x.device))
     if c.video:
         with torch.no_grad(): cls = self.video_teacher(x)[:, 0]
-        terms['video'] = self.asked('video', tokens, cls, parts)
-    if c.clusters: terms |= self.masked_terms(clips, tokens, target, whole)
+        terms['video'] = self.asked('video', tokens, cls, [p.to(x.device) for p in seen.parts])
+    if c.clusters: terms |= self.masked_terms(clips, tokens, target, seen.whole.to(x.device))
     weight = dict(image=c.image, video=c.video)
     return dict(terms, loss=sum(t*weight.get(k, c.clusters) for k, t in terms.items()))
-
-@patch
-def masked_terms(self: Discovr, clips: Tensor, tokens: Tensor, target: Tensor|None, whole: Tensor) -> dict[str, Tensor]:
-    "What the view to be completed is asked."
-    x = self.completed(tokens, whole)
-    if target is not None: return self._by_cluster(x, target, whole)
-    pixels = pixel_tubes(clips, self.step)
-    if self.config.target == 'tubes': return self._by_cluster(x, self.projector(pixels).float(), whole)
-    at = hidden_tokens(whole, x.shape[1])[..., None].expand(-1, -1, x.shape[2])
-    return dict(pixels=F.mse_loss(x.gather(1, at), pixels.gather(1, at)))
-
-@patch
-def _by_cluster(self: Discovr, x, target, whole):
-    with torch.no_grad(): self.prototypes.copy_(F.normalize(self.prototypes, dim=1))
-    return self.cluster_terms(x, target, whole)
 
 # %% ../../nbs/35c_training.discovr.ipynb #80816b1b
 @patch

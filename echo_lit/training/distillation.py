@@ -13,7 +13,7 @@ from torch import Tensor
 from .gather import in_parts, several
 
 # %% auto #0
-__all__ = ['prototype_scores', 'balance', 'over_ranks', 'sinkhorn', 'prototype_usage', 'cluster_distillation_loss', 'swapped']
+__all__ = ['prototype_scores', 'balance', 'over_ranks', 'sinkhorn', 'prototype_usage', 'swapped', 'cluster_distillation_loss']
 
 # %% ../../nbs/35_training.distillation.ipynb #ccfc1540
 def prototype_scores(
@@ -67,7 +67,16 @@ def prototype_usage(
     share = share/share.sum()
     return torch.special.entr(share).sum().exp()/len(share)
 
-# %% ../../nbs/35_training.distillation.ipynb #f538bc4b
+# %% ../../nbs/35_training.distillation.ipynb #6c7688a2
+def swapped(
+    logits: Tensor, # `[M,K]` of the network that predicts
+    target: Tensor, # `[M,K]` logits of the assignment
+    hard: bool = False, # The largest alone
+) -> Tensor: # `[M]`
+    "Cross-entropy of each token."
+    return F.cross_entropy(logits, target.argmax(1) if hard else target.softmax(1), reduction='none')
+
+# %% ../../nbs/35_training.distillation.ipynb #ea968a3a
 def cluster_distillation_loss(
     x: Tensor, # `[B,N,D]` tokens that learn
     f: Tensor, # `[B,N,D]` tokens of the other network, at the same places
@@ -87,11 +96,3 @@ def cluster_distillation_loss(
         sx, sf = prototype_scores(x, px), prototype_scores(f, pf)
         return torch.stack([swapped(sx/temperature, sf.detach()/eps + uf, hard), swapped(sf/temperature, sx.detach()/eps + ux, hard)], 1)
     return in_parts(halves, x, f, size=chunk).mean(0).unbind()
-
-def swapped(
-    logits: Tensor, # `[M,K]` of the network that predicts
-    target: Tensor, # `[M,K]` logits of the assignment
-    hard: bool = False, # The largest alone
-) -> Tensor: # `[M]`
-    "Cross-entropy of each token."
-    return F.cross_entropy(logits, target.argmax(1) if hard else target.softmax(1), reduction='none')

@@ -83,7 +83,7 @@ def _alike(first: int, most: int, patch: int, batch: int) -> Tensor:
     others = torch.arange(first % patch, most + 1, patch)
     return torch.cat([torch.tensor([first]), others[torch.randint(0, len(others), (batch - 1,))]])
 
-# %% ../../nbs/35a_training.masks.ipynb #74d85b0f
+# %% ../../nbs/35a_training.masks.ipynb #0fb4afd8
 @dataclass(frozen=True)
 class Seen:
     "Visible tokens of each student in one step."
@@ -93,6 +93,7 @@ class Seen:
 
 KINDS = dict(random=(False, False), region=(True, True), mixed=(True, None))
 
+# %% ../../nbs/35a_training.masks.ipynb #f8450273
 def draw_views(
     batch: int, # Clips
     grid: tuple[int, int, int], # Tubelets, rows and columns

@@ -41,10 +41,10 @@ from .schedule import weight_groups
 from .teacher import Follow, along, cosine_values, held_values
 
 # %% auto #0
-__all__ = ['Courses', 'learning_rates', 'Term', 'distillation_learner', 'recipe_config', 'unlabelled_loaders', 'recipe_model',
-           'distil_stage', 'is_distillation', 'distil', 'tower_bundle']
+__all__ = ['Courses', 'learning_rates', 'Term', 'term_names', 'distillation_learner', 'recipe_config', 'unlabelled_loaders',
+           'recipe_model', 'distil_stage', 'tower_bundle', 'is_distillation', 'distil']
 
-# %% ../../nbs/35e_training.unlabelled.ipynb #67e36733
+# %% ../../nbs/35e_training.unlabelled.ipynb #41538070
 class Courses(Callback):
     "Rates and the teacher's temperature, step by step."
     order, run_valid = ParamScheduler.order + 1, False
@@ -67,14 +67,22 @@ def learning_rates(
 ) -> Callable[[float], float]: # Share of the run that is over to the learning rate
     "Learning rate of a run."
     top = lr*batch/256
-    return along(cosine_values(top, end*top, steps, int(warmup*steps) if config.schedule == 'cosine' else 0) if config.schedule == 'cosine' else [top])
+    return along(cosine_values(top, end*top, steps, int(warmup*steps)) if config.schedule == 'cosine' else [top])
 
-# %% ../../nbs/35e_training.unlabelled.ipynb #bb9513e6
+# %% ../../nbs/35e_training.unlabelled.ipynb #f92ca077
 class Term:
     "One term of the loss, as a metric."
     def __init__(self, name: str): self.__name__ = name
     def __call__(self, terms: dict[str, Tensor], *targets: Tensor) -> Tensor: return terms[self.__name__]
 
+def term_names(
+    config: DiscovrConfig, # Of a model
+) -> list[str]: # Without the loss itself
+    "Terms that a model answers with."
+    asked = ['pixels'] if config.target == 'pixels' else ['clusters', 'back']
+    return ['image']*bool(config.image) + ['video']*bool(config.video) + asked*bool(config.clusters)
+
+# %% ../../nbs/35e_training.unlabelled.ipynb #458185a6
 def distillation_learner(
     dls: DataLoaders, # Clips uint8 `[B,3,T,H,W]`, and targets that nobody looks at
     model: Discovr, # Fresh, or with published weights
@@ -88,15 +96,11 @@ def distillation_learner(
     **rates, # To `learning_rates`: warmup, end
 ) -> EchoLearner: # For `fit_one_cycle`, whose rates `Courses` replaces
     "A Learner without labels."
-    c, (first, last, warm) = model.config, temperature
-    rate = learning_rates(c, lr, batch or dls.train.bs, **rates)
-    temperatures = along(held_values(first, last, 4000, int(warm*4000)))
-    names = ['loss', 'image', 'video', 'clusters', 'back', 'pixels']
-    there = dict(loss=True, image=c.image, video=c.video, clusters=c.clusters and c.target != 'pixels', back=c.clusters and c.target != 'pixels',
-                 pixels=c.clusters and c.target == 'pixels')
-    follow = Follow(along(cosine_values(*c.momentum, 4000)))
-    learn = echo_learner(dls, model, Term('loss'), lr*(batch or dls.train.bs)/256, wd, [Term(n) for n in names if there[n] and n != 'loss'], half,
-                         [Courses(rate, temperatures), follow, *(cbs or [])], partial(weight_groups, wd=wd))
+    batch, (first, last, warm) = batch or dls.train.bs, temperature
+    courses = Courses(learning_rates(model.config, lr, batch, **rates), along(held_values(first, last, 4000, int(warm*4000))))
+    follow = Follow(along(cosine_values(*model.config.momentum, 4000)))
+    metrics = [Term(n) for n in term_names(model.config)]
+    learn = echo_learner(dls, model, Term('loss'), lr*batch/256, wd, metrics, half, [courses, follow, *(cbs or [])], partial(weight_groups, wd=wd))
     learn.remove_cb(GradientClip)
     return learn.add_cb(GradientClip(clip)) if clip else learn
 
@@ -133,7 +137,7 @@ def unlabelled_loaders(
                       bs=batch//world, workers=c['workers'], seed=recipe['seed'])
     return dls, contract, dict(hash=content_id(data.read_bytes()), clips=len(usable(kept)))
 
-# %% ../../nbs/35e_training.unlabelled.ipynb #f118765a
+# %% ../../nbs/35e_training.unlabelled.ipynb #b760fdc3
 def recipe_model(
     recipe: dict, # Settings
     contract: InputContract, # Of the clips
@@ -145,6 +149,7 @@ def recipe_model(
     state, _ = training_checkpoint(Path(recipe['start']), 'model', [argparse.Namespace])
     return load_strictly(model, discovr_state(state, model.grid), recipe['start'])
 
+# %% ../../nbs/35e_training.unlabelled.ipynb #303ed891
 def distil_stage(
     recipe: dict, # Settings
     dls: DataLoaders, # Clips
@@ -161,13 +166,24 @@ def distil_stage(
     fit(learn, c['epochs'])
     return model.state_dict()
 
-# %% ../../nbs/35e_training.unlabelled.ipynb #18b156b6
+# %% ../../nbs/35e_training.unlabelled.ipynb #462936af
+def tower_bundle(
+    name: str, # Of the bundle
+    model: Discovr, # Trained
+    which: str = 'teacher', # As for `Discovr.tower`
+    about: dict|None = None, # For its configuration
+) -> Bundle: # With a video tower
+    "A trained network that `load_model` reads."
+    video = model.tower(which)
+    return Bundle(name, video=video, contract=model.contract, config=dict(about or {}, grid=list(video.vit.grid)))
+
 def is_distillation(
     recipe: str|Path, # Name or TOML file
 ) -> bool: # Whether it is of clips alone
     "Whether `distil` follows this recipe."
     return 'questions' in load_recipe(recipe)
 
+# %% ../../nbs/35e_training.unlabelled.ipynb #24609a43
 def distil(
     recipe: str|Path, # Name or TOML file
     overrides: dict[str, object]|None = None, # `data` (corpus or manifest), `out` (folder), and settings as `section.key`
@@ -185,16 +201,5 @@ def distil(
     model.load_state_dict(stage('distil', tuple(keys), lambda fit: distil_stage(r, dls, model, fit, out, say)))
     if rank_distrib(): return out/r['name']
     about = dict(recipe=r, stages=keys, trained_on=f'{facts["clips"]} clips without labels')
-    for name, which in {r['name']: 'teacher', f'{r["name"]}-frames': 'image'}.items():
-        if which == 'teacher' or model.config.image: save_bundle(tower_bundle(name, model, which, about), out/name)
-    return out/r['name']
-
-def tower_bundle(
-    name: str, # Of the bundle
-    model: Discovr, # Trained
-    which: str = 'teacher', # As for `Discovr.tower`
-    about: dict|None = None, # For its configuration
-) -> Bundle: # With a video tower
-    "A trained network that `load_model` reads."
-    video = model.tower(which)
-    return Bundle(name, video=video, contract=model.contract, config=dict(about or {}, grid=list(video.vit.grid)))
+    if model.config.image: save_bundle(tower_bundle(f'{r["name"]}-frames', model, 'image', about), out/f'{r["name"]}-frames')
+    return save_bundle(tower_bundle(r['name'], model, 'teacher', about), out/r['name'])
