@@ -167,10 +167,11 @@ def loading(
     t.attrs['means'] = 'times: median over rounds of how many times as long a reader takes as echo_lit; target: what we want it to be at least'
     return t
 
-# %% ../../nbs/52_evaluate.benchmark.ipynb #f82e5ac7
+# %% ../../nbs/52_evaluate.benchmark.ipynb #b0c5d782
 BENCHMARKS = dict(loading=('echo_lit.evaluate.benchmark', 'loading'), study=('echo_lit.evaluate.study', 'study'),
                   encoder=('echo_lit.evaluate.study', 'encoder'), ranks=('echo_lit.training.ranks', 'ranks'),
-                  distillation=('echo_lit.evaluate.training', 'distillation'))
+                  distillation=('echo_lit.evaluate.training', 'distillation'),
+                  shots=('echo_lit.training.ladder', 'shots_table'), lora=('echo_lit.training.ladder', 'lora_table'))
 
 def benchmark(
     name: str, # One of `BENCHMARKS`
