@@ -33,21 +33,20 @@ from ..vocabulary import COARSE_VIEWS, FINDINGS
 __all__ = ['corpus_table', 'sided', 'coarse_views', 'asked_values', 'task_of', 'PixelTower', 'untrained', 'encoder', 'refitted',
            'fit_note', 'Features', 'feature_name', 'encode_corpus', 'encode_files', 'features']
 
-# %% ../../nbs/50a_evaluate.features.ipynb #8687b1f3
+# %% ../../nbs/50a_evaluate.features.ipynb #0e5956c0
 def corpus_table(
     corpus: Corpus, # Clips and studies
 ) -> pd.DataFrame: # A manifest: clip ids are study and row, findings are labels; `split` where the corpus has sides
     "A corpus as a manifest, its rows in the order of the clips."
     t, at = corpus.table, corpus.study_rows
     side = corpus.studies.side.map({'train': 'train', 'valid': 'test'}).to_numpy()[at] if 'side' in corpus.studies else None
-    rows = pd.DataFrame({'dataset': 'corpus', 'patient_id': t.patient_id, 'study_id': t.study_id, 'clip_id': t.study_id + '-' + t.row.astype(str),
-                         'path': '', 'kind': 'bmode', 'view': t['view'], 'split': side})
+    rows = t[['patient_id', 'study_id', 'view']].assign(dataset='corpus', clip_id=t.study_id + '-' + t.row.astype(str), path='', kind='bmode', split=side)
     found = pd.DataFrame(corpus.findings).iloc[at].reset_index(drop=True)
     if 'shot' in t: seen = {c: t.shot.map(lambda s: c in SHOWS[s]) for c in found}
     else: seen = {c: t['view'].isin(FINDINGS[c].views) for c in found}
     return manifest(pd.concat([rows, *(found[c].where(seen[c]) for c in found)], axis=1).to_dict('records'))
 
-# %% ../../nbs/50a_evaluate.features.ipynb #4bf96c20
+# %% ../../nbs/50a_evaluate.features.ipynb #df7c1991
 def sided(
     table: pd.DataFrame, # A manifest
     seed: int = 0, # Of the lots
@@ -57,13 +56,14 @@ def sided(
     t = usable(table).reset_index(drop=True)
     if t.split.isna().all(): return split_patients(t, {'train': .6, 'val': .15, 'test': .25}, seed, unknown_patient)
     t = t[t.split.isin(['train', 'val', 'test'])].reset_index(drop=True)
-    if lost := {'train', 'test'} - set(t.split): raise ManifestError(f'the split has no {sorted(lost)[0]} part; leave all of it out, and patients are dealt out by lot')
+    if lost := {'train', 'test'} - set(t.split):
+        raise ManifestError(f'the split has no {sorted(lost)[0]} part; leave all of it out, and patients are dealt out by lot')
     no_overlap(t, unknown_patient)
     if (t.split == 'val').any(): return t
     lot = owners(t, unknown_patient).map(lambda who: draw(who, seed))
     return t.assign(split=t.split.mask((t.split == 'train') & (lot < .2), 'val')).astype(COLUMNS)
 
-# %% ../../nbs/50a_evaluate.features.ipynb #c1624dfb
+# %% ../../nbs/50a_evaluate.features.ipynb #943c425e
 _LIMIT = re.compile(r'\s*(\w+)\s*(<=|>=|<|>)\s*(-?\d+(?:\.\d+)?)\s*')
 _COMPARE = {'<': np.less, '<=': np.less_equal, '>': np.greater, '>=': np.greater_equal}
 
@@ -73,6 +73,7 @@ def coarse_views(
     "Coarse view of each row."
     return table['view'].map(lambda v: v if v in COARSE_VIEWS else FINE_VIEWS[v].coarse if v in FINE_VIEWS else None).astype('str')
 
+# %% ../../nbs/50a_evaluate.features.ipynb #7290785c
 def asked_values(
     table: pd.DataFrame, # A manifest
     question: str, # 'view', a label, or a label with a limit
@@ -92,7 +93,7 @@ def asked_values(
     there = sorted(value.dropna().unique().astype(int))
     return value.map({float(i): float(n) for n, i in enumerate(there)}), tuple(names[i] for i in there), ''
 
-# %% ../../nbs/50a_evaluate.features.ipynb #ef36babc
+# %% ../../nbs/50a_evaluate.features.ipynb #db8f387f
 def task_of(
     table: pd.DataFrame, # From `sided`
     question: str, # As for `asked_values`
@@ -104,9 +105,10 @@ def task_of(
     if not len(rows): raise EchoError(f'{plain_text(question)}: no row has an answer')
     study = table.clip_id if question == 'view' else (table.dataset + '/' + table.study_id).fillna(table.clip_id)
     y = value.to_numpy()[rows].astype(int if names else float)
-    return Task(question.replace(' ', ''), y, *(c.to_numpy()[rows] for c in (table.split, owners(table, unknown_patient), study)), names, unit, rows)
+    of = (c.to_numpy()[rows] for c in (table.split, owners(table, unknown_patient), study))
+    return Task(question.replace(' ', ''), y, *of, names, unit, rows)
 
-# %% ../../nbs/50a_evaluate.features.ipynb #a980e6f8
+# %% ../../nbs/50a_evaluate.features.ipynb #0e4d297b
 class PixelTower(VideoTower):
     "A small grey film as one vector: what can be told without an encoder."
     kind = 'pixels'
@@ -123,6 +125,7 @@ class PixelTower(VideoTower):
         "Grey levels of the film."
         return F.adaptive_avg_pool3d(self.contract.normalise(clips).mean(1, keepdim=True), self.sizes['film']).flatten(1)
 
+# %% ../../nbs/50a_evaluate.features.ipynb #f1640e5f
 def untrained(
     tower: VideoTower, # Any
     seed: int = 0, # Of its new weights
@@ -170,7 +173,7 @@ def fit_note(
     was, now = (f'{c.frames} frames of {c.size}²' for c in (have, want))
     return f'{was} as {now}' if was != now else ''
 
-# %% ../../nbs/50a_evaluate.features.ipynb #6ef38c1f
+# %% ../../nbs/50a_evaluate.features.ipynb #8978488b
 @dataclass(frozen=True)
 class Features:
     "Vectors and the clips they belong to."
@@ -192,7 +195,8 @@ def feature_name(
 ) -> str: # 12 hex
     "A name that changes with clips, contract and weights."
     told = json.dumps([tower.config(), source, list(map(str, keys))], default=str).encode()
-    return content_id(b''.join([told, *(t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() for t in tower.state_dict().values())]))
+    weights = (t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() for t in tower.state_dict().values())
+    return content_id(b''.join([told, *weights]))
 
 # %% ../../nbs/50a_evaluate.features.ipynb #f6753c6a
 @torch.inference_mode()
@@ -230,7 +234,7 @@ def encode_files(
     if not out: raise EchoError(f'none of {len(rows)} clips could be read')
     return Features(rows.clip_id.to_numpy()[torch.cat(at).numpy()], torch.cat(out).numpy(), '', failure_table(dl))
 
-# %% ../../nbs/50a_evaluate.features.ipynb #604ceb38
+# %% ../../nbs/50a_evaluate.features.ipynb #836fff65
 def features(
     tower: VideoTower, # In eval mode
     table: pd.DataFrame, # A manifest
@@ -239,12 +243,14 @@ def features(
     **kwargs, # To `encode_corpus` or `encode_files`
 ) -> Features: # Of the table's rows
     "Vectors of clips, from the cache where they are there."
-    def made(): return (encode_corpus if isinstance(source, Corpus) else lambda c, t, *a, **k: encode_files(t, c, *a, **k))(source, table, tower, **kwargs)
+    held = isinstance(source, Corpus)
+    def made(): return encode_corpus(source, table, tower, **kwargs) if held else encode_files(table, source, tower, **kwargs)
     if cache is None: return made()
-    pixels = content_id(b''.join(np.ascontiguousarray(source.clips[i]).tobytes() for i in (0, len(source.clips) - 1))) if isinstance(source, Corpus) else ''
+    pixels = content_id(np.stack([source.clips[0], source.clips[len(source.clips) - 1]]).tobytes()) if held else ''
     path = Path(cache)/f'features-{feature_name(tower, table.clip_id, pixels)}.npz'
     if path.exists():
-        with np.load(path, allow_pickle=False) as z: return Features(z['keys'], z['x'], str(z['note']), pd.DataFrame(json.loads(str(z['lost']))))
+        with np.load(path, allow_pickle=False) as z:
+            return Features(z['keys'], z['x'], str(z['note']), pd.DataFrame(json.loads(str(z['lost'])), columns=['clip', 'stage', 'reason']))
     f = made()
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix('.part.npz')

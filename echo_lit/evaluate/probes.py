@@ -48,9 +48,9 @@ class Task:
     @property
     def anomaly(self) -> bool: return self.classes == ('normal', 'abnormal')
 
-# %% ../../nbs/50_evaluate.probes.ipynb #01dd50ca
+# %% ../../nbs/50_evaluate.probes.ipynb #b54b6ad6
 def _check_task(t):
-    if len({len(a) for a in (t.y, t.part, t.patient, t.group, t.rows)}) > 1: raise EchoError(f'{t.name}: answers, parts, patients and groups are of different lengths')
+    if len({len(a) for a in (t.y, t.part, t.patient, t.group, t.rows)}) > 1: raise EchoError(f'{t.name}: answers, parts, patients, groups: different lengths')
     if not np.isfinite(np.asarray(t.y, float)).all(): raise EchoError(f'{t.name}: a row without an answer; leave it out and count it')
     for part in ('train', 'test'):
         if not (t.part == part).any(): raise EchoError(f'{t.name}: no row in {part}; there are {", ".join(sorted(set(t.part))) or "none"}')
@@ -192,7 +192,7 @@ def _grouped(task, at, score):
     np.add.at(total, back, score)
     return keys, total/np.bincount(back)[:, None], task.y[at][first], task.patient[at][first]
 
-# %% ../../nbs/50_evaluate.probes.ipynb #93b78d1a
+# %% ../../nbs/50_evaluate.probes.ipynb #5240be8e
 def ask(
     task: Task, # What is asked
     x: np.ndarray, # `[M,D]` vectors; the task's rows are among them
@@ -201,7 +201,8 @@ def ask(
     "Fit on the training part with each setting, choose on the validation part, answer the test part."
     x, names = np.asarray(x, np.float32)[task.rows], measures(task, probe.ranked)
     if not np.isfinite(x).all(): raise EchoError(f'{task.name}: {int((~np.isfinite(x)).any(1).sum())} vectors are not finite')
-    if len(probe.grid) > 1 and not len(task.of('val')): raise EchoError(f'{task.name}: {probe.name} chooses its setting on validation patients, and there are none')
+    if len(probe.grid) > 1 and not len(task.of('val')):
+        raise EchoError(f'{task.name}: {probe.name} chooses its setting on validation patients, and there are none')
     train, val, test = (task.of(p) for p in ('train', 'val', 'test'))
     tried = []
     for setting in probe.grid:
@@ -224,7 +225,7 @@ def measured(
         rows.append(dict(measure=name, value=float(value), low=float(low), high=float(high)))
     return rows
 
-# %% ../../nbs/50_evaluate.probes.ipynb #df059a9b
+# %% ../../nbs/50_evaluate.probes.ipynb #acc1858e
 def paired(
     a: Answers, # Of one encoder
     b: Answers, # Of another, to the same question
@@ -232,7 +233,7 @@ def paired(
     n: int = 1000, # Resamples
 ) -> tuple[float, float, float]: # Difference a - b, and the ends of its 95% interval
     "How much better or worse one encoder is on the same patients."
-    if not np.array_equal(a.keys, b.keys) or not np.array_equal(a.truth, b.truth): raise EchoError('these answers are to different questions')
+    if not (np.array_equal(a.keys, b.keys) and np.array_equal(a.truth, b.truth)): raise EchoError('these answers are to different questions')
     of = MEASURES[measure or a.names[0]]
     def gap(s, t, y): return of(s, y) - of(t, y)
     return tuple(map(float, bootstrap_ci(gap, a.score, b.score, a.truth, patients=a.patient, n=n)))

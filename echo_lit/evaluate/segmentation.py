@@ -77,7 +77,7 @@ def frames_with(
         i[place], free[place] = w, False
     return np.sort(i)
 
-# %% ../../nbs/50c_evaluate.segmentation.ipynb #611b84f1
+# %% ../../nbs/50c_evaluate.segmentation.ipynb #7ccda695
 def cut_labels(
     labels: np.ndarray, # uint8 `[H,W]`, as on the screen
     contract: InputContract, # Of the clip
@@ -93,6 +93,7 @@ def cut_labels(
         part[top:top + y1 - y0, left:left + x1 - x0] = labels[y0:y1, x0:x1]
     return cv2.resize(part, (grid, grid), interpolation=cv2.INTER_NEAREST), len(part)/grid
 
+# %% ../../nbs/50c_evaluate.segmentation.ipynb #26403fc6
 def outlined_clip(
     clip: Clip, # With its frames
     masks: Sequence[Mask], # Frames that are painted
@@ -136,7 +137,7 @@ def _maps(tower, clips):
     else: raise EchoError(f'{type(tower).__name__} keeps no places apart, so there is nothing to draw with')
     return y.unflatten(0, (len(clips), -1))
 
-# %% ../../nbs/50c_evaluate.segmentation.ipynb #9c173004
+# %% ../../nbs/50c_evaluate.segmentation.ipynb #3aa5dbe7
 class LinearMap(nn.Module):
     "Standardised vectors of places, a linear layer, its answer stretched to a grid."
     def __init__(self,
@@ -145,12 +146,14 @@ class LinearMap(nn.Module):
         grid: int = 128, # Places along each side of the answer
     ):
         super().__init__()
-        self.norm, self.head, self.grid = nn.BatchNorm2d(maps.shape[1], affine=False, momentum=None), nn.Conv2d(maps.shape[1], classes, 1), grid
+        self.norm, self.grid = nn.BatchNorm2d(maps.shape[1], affine=False, momentum=None), grid
+        self.head = nn.Conv2d(maps.shape[1], classes, 1)
         self.norm.train()(maps)
 
     def forward(self, x: Tensor) -> Tensor: # `[B,D,h,w]` to `[B,classes,grid,grid]`
         return F.interpolate(self.head(self.norm.eval()(x)), size=(self.grid,)*2, mode='bilinear', align_corners=False)
 
+# %% ../../nbs/50c_evaluate.segmentation.ipynb #d3f40470
 def drawn(
     tower: VideoTower, # In eval mode
     items: Sequence[Outlined], # Of all parts
@@ -173,7 +176,7 @@ def drawn(
     _, lr, answer = min(tried, key=lambda t: t[0])
     return answer(maps[at['test']]).argmax(1).astype(np.uint8), lr
 
-# %% ../../nbs/50c_evaluate.segmentation.ipynb #9c4fbd3a
+# %% ../../nbs/50c_evaluate.segmentation.ipynb #3a4ea0a9
 def segmentation_table(
     said: dict[str, np.ndarray], # By encoder: uint8 `[n,grid,grid]` of the test part
     items: Sequence[Outlined], # Of all parts
@@ -185,7 +188,8 @@ def segmentation_table(
     for encoder, masks in said.items():
         for c, phase in ((c, p) for c in names for p in sorted({o.phase for o in test})):
             pairs = [(m == c, o) for m, o in zip(masks, test, strict=True) if o.phase == phase]
-            found = {'Dice': [dice(m, o.labels == c) for m, o in pairs], 'HD95 (mm)': [hausdorff95(m, o.labels == c, o.mm) for m, o in pairs]}
+            found = {'Dice': [dice(m, o.labels == c) for m, o in pairs],
+                     'HD95 (mm)': [hausdorff95(m, o.labels == c, o.mm) for m, o in pairs]}
             for measure, x in found.items():
                 value, low, high = bootstrap_ci(np.nanmean, np.array(x), patients=[o.patient for _, o in pairs], n=n)
                 rows.append(dict(encoder=encoder, structure=names[c], phase=phase, measure=measure, value=value, low=low, high=high,

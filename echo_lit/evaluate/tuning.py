@@ -20,7 +20,8 @@ from ..models.video import VideoTower, autocast
 from ..training.schedule import weight_groups
 
 # %% auto #0
-__all__ = ['RATES', 'ATTENTIVE', 'BLOCKS', 'clip_tokens', 'trained', 'AttentiveHead', 'attentive_fit', 'Tuned', 'tuning_probe']
+__all__ = ['RATES', 'ATTENTIVE', 'BLOCKS', 'clip_tokens', 'TokenTower', 'trained', 'AttentiveHead', 'attentive_fit', 'Tuned',
+           'tuning_probe']
 
 # %% ../../nbs/50b_evaluate.tuning.ipynb #f6358d08
 @torch.no_grad()
@@ -37,7 +38,23 @@ def clip_tokens(
         if hasattr(tower, name): return getattr(tower, name)(clips).float()
     return tower(clips).float()[:, None]
 
-# %% ../../nbs/50b_evaluate.tuning.ipynb #8fdc5103
+# %% ../../nbs/50b_evaluate.tuning.ipynb #b1052b10
+class TokenTower(VideoTower):
+    "The tokens of another tower, one after the other."
+    kind = 'tokens'
+    def __init__(self,
+        tower: VideoTower, # In eval mode
+    ):
+        super().__init__(tower.contract, tower.embed_dim)
+        c, self.tower, self.sizes = tower.contract, tower, dict(tower=tower.config())
+        self.shape = tuple(clip_tokens(tower, torch.zeros((1, 3, c.frames, c.size, c.size), dtype=torch.uint8, device=_device(tower))).shape[1:])
+
+    def forward(self, clips: Tensor) -> Tensor: # uint8 `[B,3,T,H,W]` to `[B,L*D]`
+        return clip_tokens(self.tower, clips).flatten(1)
+
+def _device(tower): return next(tower.parameters(), torch.zeros(())).device
+
+# %% ../../nbs/50b_evaluate.tuning.ipynb #570dc009
 def trained(
     model: nn.Module, # x `[B,...]` -> `[B,K]`; trained in place
     x: Callable[[np.ndarray], Tensor], # Places to inputs
@@ -54,23 +71,28 @@ def trained(
     target = torch.as_tensor(y).long() if classes else (torch.as_tensor(y).float()[:, None] - mean)/sd
     opt = torch.optim.AdamW([dict(params=g['params'], lr=lr*g['lr_scale'], weight_decay=g['weight_decay']) for g in groups])
     sched = torch.optim.lr_scheduler.OneCycleLR(opt, [lr*g['lr_scale'] for g in groups], steps, pct_start=.1, cycle_momentum=False)
-    rng = np.random.default_rng(seed)
-    order = np.concatenate([rng.permutation(len(y)) for _ in range(-(-steps*min(bs, len(y))//len(y)))])
     model.train()
-    for at in order[:steps*min(bs, len(y))].reshape(steps, -1):
+    for at in _batches(len(y), bs, steps, seed):
         out = model(x(at))
         (F.cross_entropy if classes else F.mse_loss)(out.float(), target[at].to(out.device)).backward()
         nn.utils.clip_grad_norm_([p for g in groups for p in g['params']], 1.)
         opt.step(), sched.step(), opt.zero_grad()
     return _answering(model.eval(), classes, mean, sd)
 
-# %% ../../nbs/50b_evaluate.tuning.ipynb #314addcc
+# %% ../../nbs/50b_evaluate.tuning.ipynb #15cd6c50
+def _batches(n, bs, steps, seed):
+    "Places of each step; every one comes once before any comes again."
+    rng, bs = np.random.default_rng(seed), min(bs, n)
+    return np.concatenate([rng.permutation(n) for _ in range(-(-steps*bs//n))])[:steps*bs].reshape(steps, bs)
+
 def _answering(model, classes, mean, sd):
     @torch.inference_mode()
-    def answer(x): return torch.cat([(out.softmax(1) if classes else out*sd + mean) for out in (model(part).float().cpu() for part in x.split(32))]).numpy()
+    def answer(x):
+        out = torch.cat([model(part).float().cpu() for part in x.split(32)])
+        return (out.softmax(1) if classes else out*sd + mean).numpy()
     return answer
 
-# %% ../../nbs/50b_evaluate.tuning.ipynb #ef153ee5
+# %% ../../nbs/50b_evaluate.tuning.ipynb #71a42e27
 class AttentiveHead(nn.Module):
     "Standardised tokens, a token that reads them, a linear layer."
     def __init__(self,
@@ -86,6 +108,7 @@ class AttentiveHead(nn.Module):
         x = (x - self.mean)/self.sd
         return self.head(self.pool(x, torch.ones(x.shape[:2], dtype=torch.bool))[0])
 
+# %% ../../nbs/50b_evaluate.tuning.ipynb #f85ec286
 def attentive_fit(
     x: np.ndarray, # `[N,L,D]` tokens
     y: np.ndarray, # `[N]`
@@ -104,7 +127,7 @@ def attentive_fit(
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 ATTENTIVE = Probe('attentive', attentive_fit, RATES)
 
-# %% ../../nbs/50b_evaluate.tuning.ipynb #3c838206
+# %% ../../nbs/50b_evaluate.tuning.ipynb #b206e295
 BLOCKS = r'(?:transformer\.layers|blocks|stages|resblocks)\.(\d+)\.'
 
 class Tuned(nn.Module):
@@ -118,9 +141,10 @@ class Tuned(nn.Module):
         super().__init__()
         self.tower, self.norm, self.head = deepcopy(tower), nn.BatchNorm1d(tower.embed_dim, affine=False), nn.Linear(tower.embed_dim, out)
         depth = {n: int(m[1]) for n, _ in tower.named_parameters() if (m := re.search(blocks, n))}
-        if not depth: raise EchoError(f'{type(tower).__name__} has no blocks to be seen in the names of its weights; give blocks=')
-        first = next(i for i, n in enumerate(n for n, _ in tower.named_parameters()) if depth.get(n, -1) > max(depth.values()) - last)
-        for i, (n, p) in enumerate(self.tower.named_parameters()): p.requires_grad_(depth.get(n, max(depth.values())) > max(depth.values()) - last and i >= first)
+        if not depth: raise EchoError(f'{type(tower).__name__} has no blocks in the names of its weights; give blocks=')
+        top = max(depth.values())
+        first = next(i for i, (n, _) in enumerate(tower.named_parameters()) if depth.get(n, -1) > top - last)
+        for i, (n, p) in enumerate(self.tower.named_parameters()): p.requires_grad_(i >= first and depth.get(n, top) > top - last)
 
     def forward(self, clips: Tensor) -> Tensor: # uint8 `[B,3,T,H,W]` to `[B,out]`
         with autocast(clips.device): x = self.tower(clips)
@@ -131,7 +155,7 @@ class Tuned(nn.Module):
         self.tower.eval()
         return self
 
-# %% ../../nbs/50b_evaluate.tuning.ipynb #e6ad94a3
+# %% ../../nbs/50b_evaluate.tuning.ipynb #7b376d2b
 def tuning_probe(
     tower: VideoTower, # Not changed
     read: Callable[[np.ndarray], Tensor], # Numbers of clips to uint8 `[B,3,T,H,W]`
@@ -147,6 +171,7 @@ def tuning_probe(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = Tuned(tower, classes or 1, last, blocks)
-        answer = trained(model, lambda at: read(rows[at]), y, classes, weight_groups(model, layer_decay=layer_decay, blocks=blocks), lr, **kwargs)
+        groups = weight_groups(model, layer_decay=layer_decay, blocks=blocks)
+        answer = trained(model, lambda at: read(rows[at]), y, classes, groups, lr, **kwargs)
         return lambda q: np.concatenate([answer(read(part)) for part in np.split(q[:, 0].astype(int), range(32, len(q), 32))])
     return Probe(f'finetune-{last}', fit, grid)
