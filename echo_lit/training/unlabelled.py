@@ -115,12 +115,13 @@ def recipe_config(
     return discovr_config(base, **{k: getattr(other, k) for k in recipe['except'].split()}, **recipe['network'], **recipe['masks'], **recipe['questions'],
                          at_a_time=recipe['learn']['at_a_time'])
 
-# %% ../../nbs/35e_training.unlabelled.ipynb #66d2eba5
+# %% ../../nbs/35e_training.unlabelled.ipynb #a98a3d54
 def unlabelled_loaders(
     data: Path, # A corpus, or a manifest
     recipe: dict, # Settings
 ) -> tuple[DataLoaders, InputContract, dict]: # Loaders, how clips are cut, and what a run card says of them
     "Clips of a recipe."
+    set_seed(recipe['seed'])
     world, c, batch = num_distrib() or 1, recipe['clips'], recipe['learn']['batch']
     if batch % world: raise RecipeError(f'{batch} clips cannot be shared by {world} processes alike')
     if data.suffix not in ('.parquet', '.csv'):

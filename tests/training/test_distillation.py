@@ -9,13 +9,18 @@ import torch
 
 from echo_lit.cli import run
 from echo_lit.core import EchoError
+from echo_lit.data.cine import write_video
 from echo_lit.data.contract import InputContract
+from echo_lit.data.manifest import manifest, write_manifest
 from echo_lit.models.hub import load_model
+from echo_lit.models.vit import sine_table
+from echo_lit.training.collapse import Collapse
 from echo_lit.training.discovr import Discovr, discovr_config
 from echo_lit.training.distillation import cluster_distillation_loss, sinkhorn
-from echo_lit.training.loaders import disc_corpus
+from echo_lit.training.loaders import disc_corpus, disc_frames, open_corpora
 from echo_lit.training.masks import draw_views, hidden_tokens, region_patches
-from echo_lit.training.unlabelled import distil
+from echo_lit.training.recipe import load_recipe
+from echo_lit.training.unlabelled import distil, recipe_model
 
 SCRIPT = """
 import torch, torch.distributed as dist
@@ -91,8 +96,7 @@ def test_the_command_makes_a_bundle(corpus, tmp_path, capsys):
 
 
 def test_a_killed_run_goes_on(corpus, tmp_path, monkeypatch):
-    from echo_lit.training.collapse import Collapse
-    def weights(folder): return load_model(distil('discovr', SIZES | dict(data=corpus, out=folder), lambda line: None, True)).video.state_dict()
+    def weights(folder): return load_model(distil('discovr', SIZES | {'learn.lr': .1, 'data': corpus, 'out': folder}, lambda line: None, True)).video.state_dict()
     whole, after, seen = weights(tmp_path/'whole'), Collapse.after_train, []
     def killed(self):
         after(self)
@@ -102,9 +106,9 @@ def test_a_killed_run_goes_on(corpus, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt): weights(tmp_path/'cut')
     monkeypatch.undo()
     cut = weights(tmp_path/'cut')
-    for k, v in whole.items(): assert torch.equal(v, cut[k]), k
     a, b = (pd.read_csv(tmp_path/n/'signs.csv') for n in ('whole', 'cut'))
-    np.testing.assert_allclose(a, b, atol=1e-6)
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    for k, v in whole.items(): torch.testing.assert_close(v, cut[k], rtol=2e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize('setting,words', [
@@ -170,3 +174,34 @@ def test_chunks_and_half_precision_change_little():
     torch.testing.assert_close(torch.stack(cluster_distillation_loss(x, f, p, chunk=64)), whole)
     with torch.autocast('cpu', torch.bfloat16): half = torch.stack(cluster_distillation_loss(x.bfloat16(), f, p))
     torch.testing.assert_close(half, whole, rtol=.01, atol=0)
+
+
+def test_a_manifest_of_files_is_read(tmp_path):
+    rng, rows = np.random.default_rng(0), []
+    for i in range(6):
+        frames = disc_frames(50, 0., 'A4C', rng, frames=12, size=48).transpose(1, 2, 3, 0)
+        write_video(tmp_path/f'{i}.avi', np.ascontiguousarray(frames), 30)
+        rows.append(dict(clip_id=f'{i:012x}', patient_id=f'p{i}', study_id=f's{i}', path=f'{i}.avi', kind='bmode' if i < 5 else 'spectral'))
+    path = write_manifest(manifest(rows, 'discs'), tmp_path/'manifest.parquet')
+    how = SIZES | {'clips.frames': 4, 'clips.size': 32, 'clips.workers': 0, 'learn.batch': 2, 'learn.epochs': 1, 'valid': .4}
+    bundle = load_model(distil('discovr', how | dict(data=path, out=tmp_path/'run'), lambda line: None, True))
+    assert (bundle.contract.stride, bundle.contract.mean[0], bundle.config['grid']) == (3, 123.675, [2, 4, 4])
+    assert bundle.config['trained_on'] == '5 clips without labels'
+
+
+def test_a_run_goes_on_from_published_weights(corpus, tmp_path):
+    recipe = load_recipe('discovr', SIZES | {'start': str(tmp_path/'checkpoint-799.pth')})
+    contract = open_corpora(corpus).contract
+    torch.manual_seed(9)
+    ours = Discovr(discovr_config(**{k.split('.')[1]: v for k, v in SIZES.items() if k.startswith(('network', 'masks'))}), contract)
+    renamed = {'decoder.mask_token': 'mask_token', 'decoder.encoder_to_decoder.weight': 'encoder_to_decoder.weight', 'image_dino.centre': 'image_center',
+               'video_dino.centre': 'video_center'}
+    state = {renamed.get(k, k): t for k, t in ours.state_dict().items()}
+    for part, n in (('encoder', 32), ('video_teacher', 32), ('image_student', 16), ('image_teacher', 16)):
+        state[f'{part}.pos_embed'] = torch.cat([torch.zeros(1, 24), sine_table(n, 24)])[None]
+    state |= {k.replace('weight_v', 'weight_g'): torch.ones(len(t), 1) for k, t in state.items() if k.endswith('weight_v')}
+    torch.save(dict(model=state, epoch=799), tmp_path/'checkpoint-799.pth')
+    begun = recipe_model(recipe, contract)
+    for (k, a), b in zip(begun.state_dict().items(), ours.state_dict().values(), strict=True): assert torch.equal(a, b), k
+    torch.save(dict(model={k: t for k, t in state.items() if k != 'prototypes'}), tmp_path/'checkpoint-799.pth')
+    with pytest.raises(EchoError, match='prototypes'): recipe_model(recipe, contract)
