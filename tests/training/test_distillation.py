@@ -96,7 +96,9 @@ def test_the_command_makes_a_bundle(corpus, tmp_path, capsys):
 
 
 def test_a_killed_run_goes_on(corpus, tmp_path, monkeypatch):
-    def weights(folder): return load_model(distil('discovr', SIZES | {'learn.lr': .1, 'data': corpus, 'out': folder}, lambda line: None, True)).video.state_dict()
+    def weights(folder):
+        done = distil('discovr', SIZES | {'learn.lr': .1, 'data': corpus, 'out': folder}, lambda line: None, True)
+        return load_model(done).video.state_dict()
     whole, after, seen = weights(tmp_path/'whole'), Collapse.after_train, []
     def killed(self):
         after(self)
