@@ -142,7 +142,7 @@ class Still(nn.Module):
         return self
     def forward(self, clips): return self.model(clips)
 
-# %% ../../nbs/37b_training.tuning.ipynb #ddf8452d
+# %% ../../nbs/37b_training.tuning.ipynb #94c67afa
 def clips_loader(
     clips: Tensor, # uint8 `[N,3,T,H,W]`
     ef: Tensor, # `[N]` per cent
@@ -154,6 +154,7 @@ def clips_loader(
     rng = np.random.default_rng(seed)
     return drawn_loader(len(clips), lambda ids: (clips[ids], ef[ids]), min(bs, len(clips)), train, rng)
 
+# %% ../../nbs/37b_training.tuning.ipynb #2fd92907
 def tuning_learner(
     model: TunedEF, # From `tune`
     train: tuple[Tensor, Tensor], # Clips and ejection fraction
