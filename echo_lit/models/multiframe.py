@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import EchoError
+from ..core import EchoError, is_upstream
 from .attention import masked_softmax
 from .backbone import Backbone
 
@@ -32,7 +32,7 @@ class FrameAttention(nn.Module):
         super().__init__()
         self.score = nn.Sequential(nn.Linear(dim, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, 1))
         self.out = nn.Linear(dim, dim)
-        if preset == 'upstream': return
+        if is_upstream(preset): return
         for zero in (self.score[4].weight, self.score[4].bias, self.out.bias): nn.init.zeros_(zero)
         nn.init.eye_(self.out.weight)
 
