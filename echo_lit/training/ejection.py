@@ -243,7 +243,7 @@ def shot_run(
     trust = trust_from(errors, nearest_distance(ordinary, known), labels, views)
     return ShotRun(EFReader(backbone, model, known, trust, windows), ef_predictions(model, seen, test).numpy(), trust.width)
 
-# %% ../../nbs/37c_training.ejection.ipynb #5157aacf
+# %% ../../nbs/37c_training.ejection.ipynb #a0460d02
 def train_ef(
     data: str|Path, # Folder of EchoNet-Dynamic, or a manifest with `ef` and `split`
     backbone: Backbone, # In eval mode
@@ -253,18 +253,16 @@ def train_ef(
     per: str = 'bin', # As in `few_shots`
     seeds: int = 3, # Draws that are measured; the head of the first is kept
     windows: int = 2, # Of a recording, at most
-    root: str|Path|None = None, # Of a manifest's paths
     steps: int = 240, # Of the optimiser
     progress: Callable = iter, # Wraps the loop over videos
     unknown_patient: str|None = None, # As in `owners`, for a manifest without patients
 ) -> pd.DataFrame: # constant, linear probe and the method: measures with their intervals
     "Trains a few-shot head and measures it beside a constant and a linear probe."
-    table, read, unknown = ef_videos(data, root)
-    unknown = unknown_patient or unknown
-    val, test = fixed_parts(table, unknown)
+    if method not in METHODS: raise EchoError(f'no method {method!r}; there are {", ".join(METHODS)}')
+    table, read, unknown = ef_videos(data)
+    val, test = fixed_parts(table, unknown := unknown_patient or unknown)
     draws = [few_shots(table, shots, s, per, unknown) for s in range(seeds)]
-    wanted = pd.concat([val, test, *draws]).drop_duplicates('clip_id')
-    looks = METHODS.get(method, {}).get('looks', 1)
+    wanted, looks = pd.concat([val, test, *draws]).drop_duplicates('clip_id'), METHODS[method].get('looks', 1)
     moments = cached_moments(backbone, wanted, read, Path(out)/'moments', windows, tuple(range(1, looks + 1)), progress)
     val, test, *draws = (t[~t.clip_id.isin(moments.lost)] for t in (val, test, *draws))
     runs = [shot_run(backbone, moments, d, val, test, method, s, steps, windows) for s, d in enumerate(draws)]

@@ -1,0 +1,35 @@
+"A head for ejection fraction, from the miniature of EchoNet-Dynamic to the answer for one file, on the command line."
+import pandas as pd
+import pytest
+
+from echo_lit.cli import DONE, NOTHING, run
+from echo_lit.models.ejection import ef_config
+from echo_lit.training.shots import write_phantom_echonet
+
+
+@pytest.mark.parametrize('words, why', [
+    (['train', 'ef'], 'ef is trained with --data'),
+    (['train', 'ef', 'data=x', '--data', 'x'], 'it takes no key=value'),
+    (['train', 'ef', '--data', 'x', '--shots', '0'], 'at least 1'),
+    (['ef', 'a.avi', '--head', 'nowhere'], 'holds no head'),
+    (['bench', 'ranks', '--data', 'x'], 'has no data')])
+def test_one_line_on_what_is_wrong(words, why, capsys):
+    assert run(words) == NOTHING
+    err = capsys.readouterr().err
+    assert why in err and err.count('\n') == 1
+
+
+@pytest.mark.slow
+def test_from_videos_to_an_answer(tmp_path, capsys):
+    data, head = write_phantom_echonet(tmp_path/'mini', 24, 12, 6, seconds=.5), tmp_path/'head'
+    words = ['train', 'ef', '--data', str(data), '--backbone', 'phantom-tiny', '--shots', '3', '--seeds', '2', '--out', str(head)]
+    assert run(words) == DONE
+    table = pd.read_csv(head/'metrics.csv')
+    assert list(dict.fromkeys(table.method)) == ['constant', 'linear probe', 'mfl'] and {'mae', 'auc_35', 'coverage'} <= set(table.measure)
+    assert ef_config(head)['about'] == dict(shots=3, per='bin', method='mfl', videos=15, seeds=2)
+    clips = sorted(str(p) for p in (data/'Videos').iterdir())[-3:]
+    assert run(['ef', *clips, '--head', str(head)]) in (DONE, 3, NOTHING)
+    said = capsys.readouterr().out
+    assert said.count('ejection fraction:') == 3 and str(tmp_path) not in said.split('Ejection fraction by')[1]
+    first = len([*(head/'moments').iterdir()])
+    assert run(words) == DONE and len([*(head/'moments').iterdir()]) == first
