@@ -92,7 +92,7 @@ class Comparison:
     rows: pd.DataFrame # The clips that were asked
     lost: pd.DataFrame # encoder, clip, stage, reason: clips that could not be read
 
-# %% ../../nbs/50d_evaluate.comparison.ipynb #a603bb8e
+# %% ../../nbs/50d_evaluate.comparison.ipynb #1cd50d05
 def compared(
     found: dict[str, Features], # By encoder, the one in question first
     table: pd.DataFrame, # With sides
@@ -109,7 +109,7 @@ def compared(
     work += [(t, e, p, x) for t in tasks for e, pairs in (closer or {}).items() for p, x in pairs]
     for t, e, p, x in progress(work): answers[t.name, e, p.name] = ask(t, x, p)
     rows = [_about(a, found[e].note) | dict(encoder=e) | m for (_, e, _), a in answers.items() for m in measured(a, n)]
-    order = 'question encoder probe setting measure value low high train val test patients clips'.split()
+    order = 'question encoder probe setting measure value low high unit train val test patients clips'.split()
     lost = [dict(encoder=e, **row) for e, f in found.items() if f.lost is not None for row in f.lost.to_dict('records')]
     lost = pd.DataFrame(lost, columns=['encoder', 'clip', 'stage', 'reason'])
     return Comparison(pd.DataFrame(rows)[order], _pairs(answers, n), answers, table, lost)
@@ -118,7 +118,7 @@ def _about(a, note):
     t = a.task
     sizes = {part: len(np.unique(t.group[t.of(part)])) for part in ('train', 'val', 'test')}
     setting = '' if a.setting is None else f'{a.setting:g}'
-    return dict(question=t.name, probe=a.probe.name, setting=setting, **sizes, patients=len(np.unique(a.patient)), clips=note)
+    return dict(question=t.name, unit=t.unit, probe=a.probe.name, setting=setting, **sizes, patients=len(np.unique(a.patient)), clips=note)
 
 # %% ../../nbs/50d_evaluate.comparison.ipynb #04379110
 def _pairs(answers, n):
@@ -172,7 +172,7 @@ def probe_encoders(
     closer = {e: [closer_look(p, tower, source, table, progress=progress, **kwargs) for p in probes if p in CLOSER] for e, tower in towers.items()}
     return compared(found, table, questions, plain, unknown_patient, n, progress, closer)
 
-# %% ../../nbs/50d_evaluate.comparison.ipynb #ed6c9608
+# %% ../../nbs/50d_evaluate.comparison.ipynb #057093a6
 def probe_figure(
     table: pd.DataFrame, # Of a `Comparison`
     probes: Sequence[str] = ('knn', 'linear'), # That are drawn
@@ -188,7 +188,8 @@ def probe_figure(
             r = t[(t.question == q) & (t.probe == probe)]
             y = [names.index(e) + .25*k for e in r.encoder]
             ax.errorbar(r.value, y, xerr=[r.value - r.low, r.high - r.value], fmt='o', ms=4, label=probe)
-        ax.set(title=q, xlabel=r.measure.iloc[0], yticks=range(len(names)), yticklabels=names, ylim=(-.5, len(names)))
+        unit = f' ({r.unit.iloc[0]})' if r.measure.iloc[0] == 'error' and isinstance(r.unit.iloc[0], str) else ''
+        ax.set(title=q, xlabel=r.measure.iloc[0] + unit, yticks=range(len(names)), yticklabels=names, ylim=(-.5, len(names)))
     axes[0, 0].legend(fontsize=7)
     fig.tight_layout()
     return fig
