@@ -151,7 +151,7 @@ def ef_learner(
     val: pd.DataFrame, # From `fixed_parts`
     model: nn.Module, # From `few_shot_model`, or with its words
     loss: EFLoss, # As well
-    lr: float = 3e-3, # Highest learning rate
+    lr: float = 1e-2, # Highest learning rate
     wd: float = .05, # Weight decay
     seed: int = 0, # Of the batches
     **kwargs, # To `echo_learner`
