@@ -429,7 +429,7 @@ def _add_probe(command):
         'pixels, or random:NAME for the same network untrained')
     add('--data', type=Path, required=True, metavar='DATA', help='a corpus folder, or a .csv or .parquet table of clips')
     add('--ask', nargs='+', default=['view'], metavar='QUESTION', help='view, a finding such as ef, or a finding with a limit such as ef<50')
-    add('--probes', nargs='+', default=['constant', 'knn', 'linear', 'pca512', 'anomaly-knn', 'anomaly-spread'], metavar='PROBE', help='ways to answer')
+    add('--probes', nargs='+', default=['constant', 'knn', 'linear', 'pca512', 'anomaly-knn', 'anomaly-spread'], metavar='PROBE', help='ways to answer; also attentive (reads tokens) and finetune-2 (last two blocks, corpora only)')
     add('--labels', type=float, default=1., metavar='SHARE', help='share of the patients to learn from')
     add('--root', type=Path, metavar='DIR', help='manifest: the folder its paths start from; leave it out for its own')
     add('--unknown-patient', choices=('each clip', 'each study'), help='manifest: what a row without a patient stands for')
