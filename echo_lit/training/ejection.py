@@ -144,7 +144,7 @@ def moment_loader(
         return x[ids], keep, ef[ids]
     return drawn_loader(len(rows), batch, min(bs, len(rows)), train, rng)
 
-# %% ../../nbs/37c_training.ejection.ipynb #a6e76673
+# %% ../../nbs/37c_training.ejection.ipynb #95adf9ea
 def ef_learner(
     moments: Moments, # Of all videos
     train: pd.DataFrame, # From `few_shots`
