@@ -154,7 +154,7 @@ from echo_lit.training.loaders import disc_corpus
 from echo_lit.training.resume import Checkpoints
 
 SMALL = {'text.reports': 60, 'text.short_epochs': 1, 'text.short_batch': 16, 'text.epochs': 1, 'text.batch': 16, 'views.epochs': 2, 'views.batch': 8,
-         'video.still_epochs': 1, 'video.still_batch': 8, 'video.epochs': 1, 'video.batch': 8, 'attention.epochs': 2, 'attention.batch': 4,
+         'video.drawn_epochs': 1, 'video.epochs': 1, 'video.batch': 8, 'attention.epochs': 2, 'attention.batch': 4,
          'text.vocabulary': 300, 'bank.reports': 60, 'valid': .3}
 
 class Deadly(Checkpoints):
