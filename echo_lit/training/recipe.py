@@ -57,6 +57,14 @@ def load_recipe(
     return recipe
 
 # %% ../../nbs/34a_training.recipe.ipynb #7c052a3d
+def _as_kind(kind: type, value: object) -> object:
+    "A value, or the text of one, as bool, list, int, float or str."
+    if type(value) is kind: return value
+    if kind is bool: return {'true': True, 'false': False}[str(value).lower()]
+    if kind is list: return tomllib.loads(f'x = [{str(value).strip("[]")}]')['x']
+    if kind is int and not float(value).is_integer(): raise ValueError('a part of one')
+    return int(float(value)) if kind is int else kind(value)
+
 def _override(recipe: dict, key: str, value: object):
     "Replaces one setting, which must exist, by a value of its kind."
     names = [n for k, v in recipe.items() for n in ([f'{k}.{i}' for i in v] if isinstance(v, dict) else [k])]
@@ -66,8 +74,8 @@ def _override(recipe: dict, key: str, value: object):
     *parents, last = key.split('.')
     for p in parents: recipe = recipe[p]
     kind = type(recipe[last])
-    try: recipe[last] = kind(float(value)) if kind is int else kind(value)
-    except (TypeError, ValueError): raise RecipeError(f'{key} must be {kind.__name__}, got {value!r}') from None
+    try: recipe[last] = _as_kind(kind, value)
+    except (KeyError, TypeError, ValueError): raise RecipeError(f'{key} must be {kind.__name__}, got {value!r}') from None
 
 # %% ../../nbs/34a_training.recipe.ipynb #6089a154
 def report_table(
