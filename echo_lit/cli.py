@@ -213,20 +213,24 @@ def _add_predict(command):
     add('--device', default='cpu', metavar='D', help='cpu, cuda, cuda:1, ...')
     add('--out', type=Path, default=Path('answers.csv'), metavar='FILE', help='where the table goes')
 
-# %% ../nbs/61_cli.ipynb #567a1ce4
+# %% ../nbs/61_cli.ipynb #dbc29cf1
 def read_fractions(
     args: argparse.Namespace, # clips, head, backbone, weights, device
 ) -> int: # Exit code
     "`echo_lit ef`."
-    from echo_lit.data.cine import read_cine
     from echo_lit.models.backbone import backbone
     from echo_lit.models.ejection import ef_config, load_ef
     config = ef_config(args.head)
     reader = load_ef(args.head, backbone(args.backbone or config['backbone'], args.weights, args.device))
-    found = [(Path(p).name, reader.read(read_cine(p))) for p in args.clips]
-    say(f'Ejection fraction by {config["backbone"]}. Research use only.', *(f'  {plain_text(name, 60)}: {r}' for name, r in found))
-    read = sum(r.ef is not None for _, r in found)
+    found = [_fraction(reader, p) for p in args.clips]
+    say(f'Ejection fraction by {config["backbone"]}. Research use only.', *(f'  {plain_text(Path(p).name, 60)}: {r}' for p, r in zip(args.clips, found)))
+    read = sum(not isinstance(r, str) and r.ef is not None for r in found)
     return DONE if read == len(found) else SOME_FAILED if read else NOTHING
+
+def _fraction(reader, path):
+    from echo_lit.data.cine import read_cine
+    try: return reader.read(read_cine(path))
+    except (EchoError, OSError) as e: return f'not read ({one_line(e)})'
 
 def _add_ef(command):
     add = command('ef', read_fractions, 'Ejection fraction of apical four-chamber clips, by a head of `echo_lit train ef`.')
@@ -422,7 +426,7 @@ def probe_models(
     if len(c.lost): say(f'  {len(c.lost)} clips were lost, and no encoder was asked about them; lost.csv says why')
     return SOME_FAILED if len(c.lost) else DONE
 
-# %% ../nbs/61_cli.ipynb #541f7481
+# %% ../nbs/61_cli.ipynb #ea45728a
 def _add_probe(command):
     add = command('probe', probe_models, 'Compare what encoders know of clips, by neighbours, linear layers and distances, the same for all.')
     add('models', nargs='+', metavar='MODEL', help='the one in question first: a name from `echo_lit models` (a download: NAME=PATH), a bundle folder, '

@@ -2,8 +2,10 @@
 import pandas as pd
 import pytest
 
-from echo_lit.cli import DONE, NOTHING, run
-from echo_lit.models.ejection import ef_config
+from echo_lit.cli import DONE, NOTHING, SOME_FAILED, run
+from echo_lit.models.backbone import backbone, clip_moments
+from echo_lit.models.ejection import EFModel, EFReader, Trust, ef_config, mean_moment, save_ef
+from echo_lit.data.cine import read_cine
 from echo_lit.training.shots import write_phantom_echonet
 
 
@@ -17,6 +19,26 @@ def test_one_line_on_what_is_wrong(words, why, capsys):
     assert run(words) == NOTHING
     err = capsys.readouterr().err
     assert why in err and err.count('\n') == 1
+
+
+@pytest.fixture(scope='module')
+def head(clips, tmp_path_factory):
+    "An untrained head that answers with the mean of its labels, whatever it sees."
+    tiny = backbone('phantom-tiny')
+    x, mask = clip_moments(tiny, read_cine(clips/'s0'/'a4c.avi'))
+    model = EFModel(tiny.dim, 'linear', 'mean', mean=58.).eval()
+    return save_ef(EFReader(tiny, model, mean_moment(x[None], mask[None]), Trust(8., .9, 99, 10., 80., 2.)), tmp_path_factory.mktemp('head'))
+
+
+@pytest.mark.parametrize('names, code', [(['a4c'], DONE), (['a4c', 'cut', 'gone', 'plax'], SOME_FAILED), (['cut', 'gone'], NOTHING)])
+def test_a_broken_clip_costs_the_others_nothing(head, clips, tmp_path, names, code, capsys):
+    (tmp_path/'cut.avi').write_bytes((clips/'s0'/'a4c.avi').read_bytes()[:200])
+    paths = [str((tmp_path if n in ('cut', 'gone') else clips/'s0')/f'{n}.avi') for n in names]
+    assert run(['ef', *paths, '--head', str(head)]) == code
+    out, err = capsys.readouterr()
+    said = dict(line.strip().split('.avi: ', 1) for line in out.splitlines()[1:])
+    assert (list(said), err) == (names, '')
+    assert all(said[n].startswith('not read (' if n in ('cut', 'gone') else 'ejection fraction: 58 %') for n in names)
 
 
 @pytest.mark.slow
