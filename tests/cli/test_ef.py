@@ -1,4 +1,7 @@
 "A head for ejection fraction, from the miniature of EchoNet-Dynamic to the answer for one file, on the command line."
+import json
+import shutil
+
 import pandas as pd
 import pytest
 
@@ -39,6 +42,31 @@ def test_a_broken_clip_costs_the_others_nothing(head, clips, tmp_path, names, co
     said = dict(line.strip().split('.avi: ', 1) for line in out.splitlines()[1:])
     assert (list(said), err) == (names, '')
     assert all(said[n].startswith('not read (' if n in ('cut', 'gone') else 'ejection fraction: 58 %') for n in names)
+
+
+def edited(**changes): return 'ef.json', lambda old: json.dumps(json.loads(old) | changes).encode()
+TRUST = dict(width=8, level=.9, patients=99, lowest=10, highest=80, farthest=2)
+
+
+BROKEN = dict(
+    missing=('head.safetensors', None, 'no such file'), begun=('head.safetensors', lambda old: old[:100], 'download it again'),
+    cut=('head.safetensors', lambda old: old[:-9], 'cannot be read'), empty=('head.safetensors', lambda old: b'', 'download it again'),
+    half=('ef.json', lambda old: old[:50], 'not JSON'), a_list=('ef.json', lambda old: b'[1]', 'no table'), nothing=('ef.json', lambda old: b'{}', 'lacks'),
+    backbone=(*edited(backbone=7), 'names no backbone'), no_model=(*edited(model={}), 'describes no head'), a_number=(*edited(model=7), 'describes no head'),
+    windows=(*edited(windows='2'), 'describes no head'), part=(*edited(trust=dict(width=8)), 'describes no head'),
+    words=(*edited(trust=TRUST | dict(width='wide')), 'describes no head'),
+    another=(*edited(model=dict(dim=128, head='linear', pool='attention', looks=1, bins={})), 'do not fit the model'))
+
+
+@pytest.mark.parametrize('name, change, why', BROKEN.values(), ids=BROKEN)
+def test_a_broken_head_is_one_line(head, clips, tmp_path, name, change, why, capsys):
+    shutil.copytree(head, tmp_path/'head')
+    file = tmp_path/'head'/name
+    if change: file.write_bytes(change(file.read_bytes()))
+    else: file.unlink()
+    assert run(['ef', str(clips/'s0'/'a4c.avi'), '--head', str(tmp_path/'head')]) == NOTHING
+    out, err = capsys.readouterr()
+    assert why in err and err.count('\n') == 1 and out == ''
 
 
 @pytest.mark.slow
