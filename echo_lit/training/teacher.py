@@ -46,7 +46,7 @@ class DinoHead(nn.Module):
         "Cosines with all classes."
         return z @ F.normalize(self.last_layer.weight_v, dim=1).T.to(z.dtype)
 
-# %% ../../nbs/35b_training.teacher.ipynb #6710e404
+# %% ../../nbs/35b_training.teacher.ipynb #d086c661
 class DinoLoss(nn.Module):
     "Cross-entropy of students with a centred and sharpened teacher, and the centre."
     def __init__(self,
@@ -71,10 +71,12 @@ class DinoLoss(nn.Module):
         student: Tensor, # `[B,middle]` of one view
         answers: Tensor, # `[B,classes]`
         head: DinoHead, # Of the student
+        weights: Tensor|None = None, # `[B]` of the rows, which are added up; None: their mean
     ) -> Tensor: # Scalar
         "How far a student is from the teacher."
         def each(z: Tensor, p: Tensor) -> Tensor: return F.cross_entropy(head.logits(z).float()/self.temperature, p, reduction='none')
-        return in_parts(each, student, answers, size=self.chunk).mean()
+        far = in_parts(each, student, answers, size=self.chunk)
+        return far.mean() if weights is None else (far*weights).sum()
 
 # %% ../../nbs/35b_training.teacher.ipynb #7bed3216
 @torch.no_grad()
