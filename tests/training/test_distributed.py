@@ -27,7 +27,7 @@ from echo_lit.data.contract import InputContract
 from echo_lit.data.manifest import manifest
 from echo_lit.training import reader
 from echo_lit.training.batches import clip_batches
-from echo_lit.training.distributed import every_rank, join_ranks
+from echo_lit.training.distributed import every_rank, join_ranks, leave_ranks
 from echo_lit.training.learner import echo_learner
 from echo_lit.training.memory import Accumulate
 from echo_lit.training.resume import Checkpoints
@@ -92,7 +92,10 @@ if __name__ == '__main__':
     for kind in ('fastai', 'echo'):
         CASES[f'{kind}_whole'] = (kind, 23)
         result[f'{kind}_whole'], result[f'{kind}_stopped'] = trained(f'{kind}_whole', world), stopped(folder/kind/str(world), world, kind)
-    (folder/f'{world}-{rank_distrib()}.json').write_text(json.dumps(result))
+    rank = rank_distrib()
+    leave_ranks()
+    result['threads'] = [(p/'comm').read_text().strip() for p in Path('/proc/self/task').glob('*')]
+    (folder/f'{world}-{rank}.json').write_text(json.dumps(result))
 """
 
 
@@ -116,6 +119,11 @@ def test_two_ranks_are_one(results, case):
     assert len(one['losses']) == len(first['losses']) > 4
     for what in ('weights', 'losses'): np.testing.assert_allclose(first[what], one[what], atol=2e-6, rtol=2e-6)
     np.testing.assert_allclose(np.array(first['values'], float), np.array(one['values'], float), atol=2e-6, rtol=2e-6)
+
+
+@pytest.mark.slow
+def test_a_group_that_is_left_has_no_threads(results):
+    for rank in ('2-0', '2-1'): assert results[rank]['threads'] and not [t for t in results[rank]['threads'] if 'gloo' in t]
 
 
 @pytest.mark.slow
