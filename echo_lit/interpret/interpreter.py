@@ -150,17 +150,30 @@ def read_clips(self: Interpreter,
     if not readings: raise EchoError(f'study {study.id}: no usable clip ({len(failures)} failed, {len(aside)} set aside{first})')
     return readings, failures, aside
 
-# %% ../../nbs/41_interpret.interpreter.ipynb #04f4f425
+# %% ../../nbs/41_interpret.interpreter.ipynb #4621af73
+def _stacked(self, readings):
+    "Vectors, view probabilities and mask of one study, where the model is."
+    device = next(self.bundle.attention.parameters()).device
+    clips, views = (torch.stack([getattr(r, k) for r in readings])[None].to(device) for k in ('vector', 'views'))
+    return clips, views, torch.ones(clips.shape[:2], dtype=torch.bool, device=device)
+
 @patch
 @torch.inference_mode()
 def queries(self: Interpreter,
     readings: list[ClipReading], # From `read_clips`
 ) -> tuple[np.ndarray, pd.DataFrame]: # Queries `[15,D]`; attention weights, section × clip
     "What each section asks the bank, and where it looked."
-    device = next(self.bundle.attention.parameters()).device
-    clips, views = (torch.stack([getattr(r, k) for r in readings])[None].to(device) for k in ('vector', 'views'))
-    queries, weights = self.bundle.attention(clips, views, torch.ones(clips.shape[:2], dtype=torch.bool, device=device))
+    queries, weights = self.bundle.attention(*_stacked(self, readings))
     return queries[0].cpu().numpy(), pd.DataFrame(weights[0].cpu().numpy(), index=SECTIONS, columns=[r.clip.id for r in readings])
+
+@patch
+@torch.inference_mode()
+def read_out(self: Interpreter,
+    readings: list[ClipReading], # From `read_clips`
+) -> dict[str, float]: # Code to probability of 'present'; empty for a model without a readout
+    "What the clips themselves say is there."
+    if (readout := self.bundle.readout) is None: return {}
+    return dict(zip(readout.codes, readout(*_stacked(self, readings))[0].sigmoid().tolist()))
 
 # %% ../../nbs/41_interpret.interpreter.ipynb #9f180dad
 @lru_cache(100_000, typed=True)
@@ -178,13 +191,14 @@ def stated_findings(
             raise EchoError(f'the findings of report {report} in the bank cannot be read ({plain_text(e, 120)}): build the bank again') from None
     return out
 
-# %% ../../nbs/41_interpret.interpreter.ipynb #43bd41b7
+# %% ../../nbs/41_interpret.interpreter.ipynb #751e4497
 def study_votes(
     index: ReportIndex, # The bank
     queries: np.ndarray, # `[15,D]`, one a section
     seen: set, # Coarse views of the study, abstentions left out
     settings: Settings, # How to vote
     patient: str = None, # Whose reports are left out
+    shares: dict|None = None, # From `read_out`
 ) -> dict[str, Votes]: # All sections
     "Votes of every section, with the reason where there are none."
     votes = {s: Votes(s, {}, np.empty(0, int), np.empty(0), 'no view that shows it') for s in SECTIONS}
@@ -192,7 +206,7 @@ def study_votes(
     if not can: return votes
     scores, rows = index.search(queries[can], settings.pool, patient)
     stated = stated_findings(index, np.unique(rows))
-    return votes | {SECTIONS[i]: section_votes(SECTIONS[i], seen, r, s, stated, settings) for i, s, r in zip(can, scores, rows)}
+    return votes | {SECTIONS[i]: section_votes(SECTIONS[i], seen, r, s, stated, settings, shares) for i, s, r in zip(can, scores, rows)}
 
 # %% ../../nbs/41_interpret.interpreter.ipynb #8d58a8b8
 @patch
@@ -264,7 +278,7 @@ def _sections_table(
                     reason='' if done else votes[s].reason or 'not confident enough')
     return pd.DataFrame([row(s) for s in SECTIONS])
 
-# %% ../../nbs/41_interpret.interpreter.ipynb #2935f60c
+# %% ../../nbs/41_interpret.interpreter.ipynb #25e773cb
 @patch
 def interpret(self: Interpreter,
     study: Study, # From `open_study`
@@ -274,7 +288,8 @@ def interpret(self: Interpreter,
     "A study read by the model."
     readings, failures, aside = self.read_clips(study, progress)
     queries, weights = self.queries(readings)
-    votes = study_votes(self.index, queries, {r.view for r in readings} - {None}, self.settings, study.patient or study.id)
+    seen, patient = {r.view for r in readings} - {None}, study.patient or study.id
+    votes = study_votes(self.index, queries, seen, self.settings, patient, self.read_out(readings))
     report, found, written = compose_report(votes, self.index, self.settings, compose)
     proofs = {s: self.section_evidence(votes[s], weights.loc[s], readings) for s in report.sections}
     report = Report({s: [replace(x, evidence=(proofs[s],)) for x in said] for s, said in report.sections.items()})

@@ -15,8 +15,8 @@ from ..vocabulary import CUTS, FINDING_KINDS, FINDINGS, Finding, FindingType, gr
 from ..models.hub import Bundle
 
 # %% auto #0
-__all__ = ['vote_weights', 'agreement', 'weighted_quantile', 'vote', 'consistent', 'Settings', 'Votes', 'section_votes',
-           'trusted', 'passes', 'findings_table']
+__all__ = ['vote_weights', 'agreement', 'weighted_quantile', 'decided', 'vote', 'consistent', 'Settings', 'Votes',
+           'section_votes', 'trusted', 'passes', 'findings_table']
 
 # %% ../../nbs/40a_interpret.votes.ipynb #f04fd5e2
 def vote_weights(
@@ -50,7 +50,18 @@ def weighted_quantile(
     total = np.cumsum(weights[order])
     return values[order][min(np.searchsorted(total, q*total[-1] - 1e-12), len(values) - 1)]
 
-# %% ../../nbs/40a_interpret.votes.ipynb #84c55f53
+# %% ../../nbs/40a_interpret.votes.ipynb #da78f52a
+def decided(
+    code: str, # Of a finding that is present or absent
+    share: float, # That speaks for 'present', 0 to 1
+    cut: float = .5, # From which on it is present
+    method: str = 'retrieval', # Where the share comes from
+) -> Finding: # With a confidence from .5 at the cut to 1 where all agree
+    "A share, made into an answer."
+    room = 1 - cut if (there := share >= cut - 1e-9) else cut
+    return Finding(code, there, method, confidence=round(.5 + .5*min(1, abs(share - cut)/room), 4) if room > 0 else 1.)
+
+# %% ../../nbs/40a_interpret.votes.ipynb #fc96714a
 def vote(
     code: str, # Of a finding
     values: Sequence, # What each neighbour says
@@ -59,10 +70,7 @@ def vote(
 ) -> Finding: # With confidence and, for a number, an interval
     "What the neighbours say together."
     kind, weights = FINDINGS[code], weights/weights.sum()
-    if kind.kind == 'present':
-        share = float(weights[np.array(values, bool)].sum())
-        room = 1 - cut if (there := share >= cut - 1e-9) else cut
-        return Finding(code, there, 'retrieval', confidence=round(.5 + .5*min(1, abs(share - cut)/room), 4) if room > 0 else 1.)
+    if kind.kind == 'present': return decided(code, float(weights[np.array(values, bool)].sum()), cut)
     if kind.kind == 'graded':
         value = kind.grades[weighted_quantile(np.array([kind.grades.index(v) for v in values]), weights, .5)]
         return Finding(code, value, 'retrieval', confidence=round(agreement(kind, values, weights, value), 4))
@@ -159,7 +167,7 @@ class Votes:
     similarity: np.ndarray # `[n]` their cosines
     reason: str = '' # Why it is not assessed; '' where it may be
 
-# %% ../../nbs/40a_interpret.votes.ipynb #854aaf15
+# %% ../../nbs/40a_interpret.votes.ipynb #f0d8f807
 def section_votes(
     section: str, # One of `SECTIONS`
     seen: set, # Coarse views that the study has, abstentions left out
@@ -167,6 +175,7 @@ def section_votes(
     similarity: np.ndarray, # `[pool]` their cosines
     stated: dict, # Row to {code: value}
     settings: Settings, # Cuts and numbers
+    shares: dict|None = None, # Code to probability of 'present', read off the clips; these are not voted on
 ) -> Votes:
     "Votes on every finding of a section that the study's views can show."
     here = {c for c, t in FINDINGS.items() if t.section == section}
@@ -175,6 +184,9 @@ def section_votes(
     if not use.any(): return replace(votes, reason='no similar report states it')
     if votes.similarity[0] < settings.similarity: return replace(votes, reason='no report is similar enough')
     for code in (c for c in FINDINGS if c in here and seen & set(FINDINGS[c].views)):
+        if code in (shares or {}):
+            votes.findings[code] = decided(code, shares[code], settings.cuts.get(code, .5), 'readout')
+            continue
         who = [i for i, r in enumerate(votes.rows) if code in stated[r]][:settings.k]
         if len(who) < settings.fewest: continue
         values = [stated[votes.rows[i]][code] for i in who]
