@@ -1,8 +1,9 @@
 import csv, html.parser, json, re, shutil, subprocess, sys
 from pathlib import Path
 import jsonschema, pytest
-from echo_lit.cli import csv_text, run
+from echo_lit.cli import run
 from echo_lit.interpret.record import SCHEMA
+from echo_lit.terminal import csv_text
 
 @pytest.fixture
 def cli(capfd):

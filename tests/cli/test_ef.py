@@ -5,7 +5,8 @@ import shutil
 import pandas as pd
 import pytest
 
-from echo_lit.cli import DONE, NOTHING, SOME_FAILED, run
+from echo_lit.cli import run
+from echo_lit.commands.parser import DONE, NOTHING, SOME_FAILED
 from echo_lit.models.backbone import backbone, clip_moments
 from echo_lit.models.ejection import EFModel, EFReader, Trust, ef_config, mean_moment, save_ef
 from echo_lit.data.cine import read_cine
