@@ -115,7 +115,7 @@ def trust_from(
     return Trust(conformal_width(errors, level), level, len(errors), float(labels.min()), float(labels.max()),
                  far if far < math.inf else float(distances.max()), tuple(views))
 
-# %% ../../nbs/25d_models.ejection.ipynb #d568e41e
+# %% ../../nbs/25d_models.ejection.ipynb #6939e6cf
 @dataclass(frozen=True)
 class EFReading:
     "What was read from one recording."
@@ -124,19 +124,21 @@ class EFReading:
     high: float|None # Upper end
     level: float # Share of patients whose truth such intervals held
     reason: str = '' # Why there is no number
-    weights: tuple[float, ...] = () # Of the moments, in their order
+    weights: tuple[float, ...] = () # Of the moments or clips, in their order
+    right: float|None = None # Share of patients that were answered to within a few points, where it was counted
 
     def __str__(self):
         if self.ef is None: return f'ejection fraction: not assessed ({self.reason})'
         return f'ejection fraction: {self.ef:.0f} % ({self.low:.0f} to {self.high:.0f} in {self.level:.0%} of patients)'
 
-# %% ../../nbs/25d_models.ejection.ipynb #bc8e0134
+# %% ../../nbs/25d_models.ejection.ipynb #6378b1de
 def judged(
     ef: float, # As the head says, per cent
     distance: float, # From the training clips
     trust: Trust, # Of the head
     view: str|None = None, # Of the clip, where known
     weights: tuple[float, ...] = (), # Of its moments
+    right: float|None = None, # As in `EFReading`
 ) -> EFReading:
     "A reading, if the head may be trusted with this clip."
     why = ''
@@ -145,7 +147,7 @@ def judged(
     elif distance > trust.farthest: why = f'unlike the training clips: distance {distance:.2f}, ordinary is up to {trust.farthest:.2f}'
     elif not trust.lowest <= ef <= trust.highest: why = f'{ef:.0f} is outside of the labels, {trust.lowest:.0f} to {trust.highest:.0f}'
     if why: return EFReading(None, None, None, trust.level, why, weights)
-    return EFReading(ef, max(ef - trust.width, 0.), min(ef + trust.width, 100.), trust.level, '', weights)
+    return EFReading(ef, max(ef - trust.width, 0.), min(ef + trust.width, 100.), trust.level, '', weights, right)
 
 # %% ../../nbs/25d_models.ejection.ipynb #f90ce8e3
 @dataclass
