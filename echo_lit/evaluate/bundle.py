@@ -53,7 +53,7 @@ class Record:
     written: list # Codes sure enough to be in the report
     vector: list # `[D]` embedding of the study
 
-# %% ../../nbs/53_evaluate.bundle.ipynb #fe3c479c
+# %% ../../nbs/53_evaluate.bundle.ipynb #3c317ac1
 @torch.inference_mode()
 def study_vector(
     queries: np.ndarray, # `[15,D]` of the study
@@ -73,17 +73,18 @@ def recorded(
     readings: list[ClipReading], # Clips that were read
     failures: list[Failure], # Clips that were lost
     queries: np.ndarray, # `[15,D]`, one a section
+    shares: dict|None = None, # From `Interpreter.read_out`
 ) -> Record:
     "What a model answers to queries, beside what is true."
     owner, true = phantom.study.patient or phantom.study.id, {c.id: coarse_view(c.view) for c in phantom.study.clips}
-    votes = study_votes(machine.index, queries, {r.view for r in readings} - {None}, machine.settings, owner)
+    votes = study_votes(machine.index, queries, {r.view for r in readings} - {None}, machine.settings, owner, shares)
     _, found, written = compose_report(votes, machine.index, machine.settings)
     views = [*(ViewAnswer(r.clip.id, true[r.clip.id], r.view, r.confidence) for r in readings),
              *(ViewAnswer(f.clip, true.get(f.clip), None, reason=f.reason) for f in failures)]
     return Record(owner, {f.code: f.value for f in phantom.findings}, phantom.report.text, views, {c: f.value for c, f in found.items()},
                   {c: f.confidence for c, f in found.items()}, sorted(written), study_vector(queries).tolist())
 
-# %% ../../nbs/53_evaluate.bundle.ipynb #13d1a14c
+# %% ../../nbs/53_evaluate.bundle.ipynb #51b1bb71
 def read_phantom(
     machine: Interpreter, # A model with its bank
     seed: int, # Of the study
@@ -93,7 +94,7 @@ def read_phantom(
     "A phantom study as a model reads it."
     phantom = phantom_study(seed, n_clips, overlay)
     readings, failures, _ = machine.read_clips(phantom.study)
-    return recorded(machine, phantom, readings, failures, machine.queries(readings)[0])
+    return recorded(machine, phantom, readings, failures, machine.queries(readings)[0], machine.read_out(readings))
 
 # %% ../../nbs/53_evaluate.bundle.ipynb #fb1dbe27
 _machine = None

@@ -24,31 +24,34 @@ from ..vocabulary import COARSE_VIEWS, FINDINGS, SECTION_VIEWS, SECTIONS
 __all__ = ['SHUT', 'WANTED', 'corpus_queries', 'voted', 'relative_error', 'best_cut', 'best_gate', 'trust_line',
            'least_similarity', 'calibrate']
 
-# %% ../../nbs/53a_evaluate.calibrate.ipynb #30978ed8
+# %% ../../nbs/53a_evaluate.calibrate.ipynb #db524f19
 @torch.inference_mode()
 def corpus_queries(
     machine: Interpreter, # A model with its bank
     data: str|Path, # The corpus it was trained on
-) -> tuple[list, list, list]: # Of each validation study: `[15,D]` queries, named views, truth
-    "Section queries of the validation studies."
-    corpus, recipe, out = open_corpora(data), machine.bundle.config['recipe'], ([], [], [])
+) -> tuple[list, list, list, list]: # Of each validation study: `[15,D]` queries, shares that are read out, named views, truth
+    "What the validation studies ask, and what their clips say."
+    corpus, recipe, readout, out = open_corpora(data), machine.bundle.config['recipe'], machine.bundle.readout, ([], [], [], [])
     _, valid = patient_split(corpus, recipe['valid'], recipe['seed'])
     for study in valid:
         vectors, views = embed_clips(corpus, np.flatnonzero(corpus.study_rows == study), machine.bundle.video, machine.bundle.views)
-        queries, _ = machine.bundle.attention(vectors[None], views[None], torch.ones(1, len(vectors), dtype=torch.bool))
+        study_clips = vectors[None], views[None], torch.ones(1, len(vectors), dtype=torch.bool)
+        queries, shares = machine.bundle.attention(*study_clips)[0], {}
+        if readout: shares = dict(zip(readout.codes, readout(*study_clips)[0].sigmoid().tolist()))
         named = {COARSE_VIEWS[i] for p, i in zip(*(o.tolist() for o in views.max(1))) if p >= machine.bundle.views.threshold}
-        for o, x in zip(out, (queries[0].numpy(), named, json.loads(corpus.studies.findings[study]))): o.append(x)
+        for o, x in zip(out, (queries[0].numpy(), shares, named, json.loads(corpus.studies.findings[study]))): o.append(x)
     return out
 
-# %% ../../nbs/53a_evaluate.calibrate.ipynb #d84fa105
+# %% ../../nbs/53a_evaluate.calibrate.ipynb #2554a235
 def voted(
     machine: Interpreter, # Its bank is asked
     queries: np.ndarray, # `[15,D]`
     seen: set, # Coarse views of the study
     settings: Settings, # How to vote
+    shares: dict|None = None, # Code to probability of 'present', read off the clips
 ) -> dict: # Code to `Finding`
     "Votes of all sections of one study."
-    return {c: f for v in study_votes(machine.index, queries, seen, settings).values() for c, f in v.findings.items()}
+    return {c: f for v in study_votes(machine.index, queries, seen, settings, shares=shares).values() for c, f in v.findings.items()}
 
 # %% ../../nbs/53a_evaluate.calibrate.ipynb #766af4e0
 def relative_error(
@@ -130,15 +133,15 @@ def _gates(votes, truths, fewest=30):
     each = {c: _sureness(c, votes, truths) for c in FINDINGS if c in found}
     return gates | {c: best_gate(*pairs, WANTED[found[c]]) for c, pairs in each.items() if len(pairs[0]) >= fewest}
 
-# %% ../../nbs/53a_evaluate.calibrate.ipynb #b0106de4
+# %% ../../nbs/53a_evaluate.calibrate.ipynb #5cd9bce9
 def calibrate(
     folder: str|Path, # A bundle
     data: str|Path, # The corpus it was trained on
 ) -> dict: # What was written to its config.json under `interpret`
     "Fixes vote, cuts, trust and gates of a bundle on the validation studies."
     machine = Interpreter.from_pretrained(folder)
-    queries, seen, truths = corpus_queries(machine, data)
-    def votes(settings): return [voted(machine, q, v, settings) for q, v in zip(queries, seen)]
+    queries, shares, seen, truths = corpus_queries(machine, data)
+    def votes(settings): return [voted(machine, q, v, settings, s) for q, s, v in zip(queries, shares, seen)]
     base = replace(Settings(), windows=machine.settings.windows)
     tries = [replace(base, temperature=round(t/machine.bundle.config['scale'], 4)) for t in (.25, .5, 1., 2., 4., 8.)]
     settings = min(tries, key=lambda s: relative_error(votes(s), truths))

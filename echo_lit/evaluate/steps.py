@@ -49,31 +49,32 @@ def alike_queries(
     mean = F.normalize(torch.stack([r.vector for r in readings]).to(attention.project), dim=-1).mean(0)
     return torch.einsum('d,kde->ke', mean, attention.project).float().cpu().numpy()
 
-# %% ../../nbs/53c_evaluate.steps.ipynb #113002f4
-STEPS = ('one frame', 'one clip', 'all clips alike', 'all clips, by view')
+# %% ../../nbs/53c_evaluate.steps.ipynb #03795683
+STEPS = ('one frame', 'one clip', 'all clips alike', 'all clips, by view', 'with the readout')
 
 @dataclass
 class CloseRecord(Record):
-    "A record, with the three smaller steps and the vectors of its clips."
-    steps: list[Record] = field(default_factory=list) # One frame, one clip, all clips alike
+    "A record, with the four smaller steps and the vectors of its clips."
+    steps: list[Record] = field(default_factory=list) # One frame, one clip, all clips alike, all by view
     clips: list = field(default_factory=list) # `[N,D]` of the first N of `views`: the clips that were read
 
-# %% ../../nbs/53c_evaluate.steps.ipynb #c21c4590
+# %% ../../nbs/53c_evaluate.steps.ipynb #fcb37661
 def read_closely(
     machine: Interpreter, # With anatomical attention
     seed: int, # Of the phantom study
     overlay: bool = True, # Screen text and ECG
     n_clips: int|None = None, # None draws 8 to 12
 ) -> CloseRecord:
-    "A phantom study as a model reads it: a frame of its four-chamber clip, that clip, all clips alike, all clips by view."
+    "A phantom study as a model reads it: a frame of its four-chamber clip, that clip, all clips alike, all by view, with the readout."
     phantom = phantom_study(seed, n_clips, overlay)
     readings, failures, _ = machine.read_clips(phantom.study)
     one = [r for r in readings if r.clip.view == 'A4C'][:1]
     asked = [(used, machine.queries(used)[0] if used else None) for used in ([held_reading(machine, r) for r in one], one)]
-    asked += [(readings, alike_queries(machine, readings)), (readings, machine.queries(readings)[0])]
-    *rest, last = (recorded(machine, phantom, used, failures, q) if used else None for used, q in asked)
+    asked += [(readings, alike_queries(machine, readings)), (readings, queries := machine.queries(readings)[0])]
+    steps = [recorded(machine, phantom, used, failures, q) if used else None for used, q in asked]
+    last = recorded(machine, phantom, readings, failures, queries, machine.read_out(readings))
     nothing = replace(last, found={}, confidence={}, written=[])
-    return CloseRecord(**vars(last), steps=[r or nothing for r in rest], clips=[r.vector.tolist() for r in readings])
+    return CloseRecord(**vars(last), steps=[r or nothing for r in steps], clips=[r.vector.tolist() for r in readings])
 
 # %% ../../nbs/53c_evaluate.steps.ipynb #c78d0a8e
 def _mean(metric):
@@ -117,10 +118,10 @@ def _gain(score, now, before, patients, n):
     def gain(*arrays): return score(*arrays[:len(now)]) - score(*arrays[len(now):])
     return bootstrap_ci(gain, *now, *before, patients=patients, n=n)
 
-# %% ../../nbs/53c_evaluate.steps.ipynb #2f06df97
+# %% ../../nbs/53c_evaluate.steps.ipynb #b7cc8e87
 def steps_of(
     machine: Interpreter, # That read the studies
     records: list[CloseRecord], # From `read_closely`
 ) -> pd.DataFrame: # From `step_table`
-    "The four steps of a model; for `tables` of `evaluate_bundle`."
+    "The five steps of a model; for `tables` of `evaluate_bundle`."
     return step_table(records, bank_median(machine))

@@ -38,7 +38,7 @@ def clip_sets(
     rng, whole = np.random.default_rng(seed), [np.flatnonzero(study_rows == s) for s in studies]
     return whole + [rng.permutation(rows)[:rng.integers(1, len(rows) + 1)] for _ in range(copies) for rows in whole]
 
-# %% ../../nbs/33g_training.readout.ipynb #d187fbc3
+# %% ../../nbs/33g_training.readout.ipynb #569b6d24
 def fit_readout(
     codec: FindingCodec, # Which findings
     y: Tensor, # `[R,C]` from `codec.encode`, all studies
@@ -49,11 +49,12 @@ def fit_readout(
     copies: int = 2, # As in `clip_sets`
     strength: float = .003, # Of what is learnt against shrinkage
     seed: int = 0,
-) -> ViewReadout: # Trained
+) -> ViewReadout|None: # Trained; None where no finding varies enough
     "A readout of all findings that vary."
+    if not (codes := readout_codes(codec, y[studies])): return None
     sets = clip_sets(study_rows, studies, copies, seed)
     (clips, mask), (p, _) = padded([vectors[r] for r in sets]), padded([views[r] for r in sets])
-    readout = ViewReadout(readout_codes(codec, y[studies]), vectors.shape[1], views.shape[1]).requires_grad_(False)
+    readout = ViewReadout(codes, vectors.shape[1], views.shape[1]).requires_grad_(False)
     sums, counts = (x.sum(0) for x in view_sums(*(x[:len(studies)] for x in (clips, p, mask))))
     readout.centre.copy_(sums/counts[:, None].clamp(min=1e-3))
     x, known = readout.features(clips, p, mask), y[studies].repeat(copies + 1, 1)
