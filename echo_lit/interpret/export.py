@@ -66,7 +66,7 @@ def _bar(x):
 
 _KINDS = dict(bmode='2D', colour='colour Doppler', spectral='spectral Doppler', mmode='M-mode')
 
-# %% ../../nbs/42_interpret.export.ipynb #d50abc05
+# %% ../../nbs/42_interpret.export.ipynb #972bd8f0
 def finding_words(
     f: Finding, # Any
 ) -> str: # Such as '57 %', 'mild' or 'present'
@@ -77,21 +77,22 @@ def finding_words(
 def interval_words(
     f: Finding, # Any
 ) -> str: # Such as '0.7 – 1.0 cm'; '' without an interval
-    "Where nine tenths of the votes lie."
+    "Where nine tenths of the votes lie, or the truth of nine patients in ten."
     return f'{" – ".join(f"{x:.{f.type.digits}f}" for x in f.interval)} {f.unit}'.strip() if f.interval else ''
 
 def method_words(
     method: str, # Of a finding
 ) -> str: # Such as 'from ejection fraction'
     "How a finding came about."
-    return 'vote of similar reports' if method == 'retrieval' else ' '.join(FINDINGS[w].name if w in FINDINGS else w for w in method.split())
+    known = dict(retrieval='vote of similar reports', readout='read off the clips', head='read off the clips')
+    return known.get(method) or ' '.join(FINDINGS[w].name if w in FINDINGS else w for w in method.split())
 
-# %% ../../nbs/42_interpret.export.ipynb #d48a2576
+# %% ../../nbs/42_interpret.export.ipynb #5f05dcf5
 def _finding_row(f):
     mark = ' class="odd"' if f.abnormal else ''
     return (safe(f.name), f'<b{mark}>{safe(finding_words(f))}</b>', safe(interval_words(f)), _bar(f.confidence), safe(method_words(f.method)))
 
-_FINDING_HEADS = ['Finding', 'Value', '90% of votes', 'Confidence', 'How']
+_FINDING_HEADS = ['Finding', 'Value', '90% interval', 'Confidence', 'How']
 
 def _label(number, view): return f'{number} · {(view or "no view named").replace("_", " ")}'
 
