@@ -41,14 +41,13 @@ def view_weights(
     weight = torch.where(count > 0, count.clamp(min=1)**-power, 0.)
     return weight/weight[count > 0].mean()
 
-# %% ../../nbs/32_training.views.ipynb #b7acb63b
+# %% ../../nbs/32_training.views.ipynb #9a98183a
 def view_classes(
     table: pd.DataFrame, # A manifest
     column: str = 'view', # Coarse or fine views, or any other names
 ) -> tuple[str, ...]: # In the order of the vocabulary, other names after it
     "The views that a table names."
-    if column not in table: raise EchoError(f'the table has no column {column!r}')
-    found = set(usable(table)[column].dropna())
+    found = set(_named(table, column))
     if len(found) < 2: raise EchoError(f'column {column!r} names {", ".join(found) or "no view"}: there is nothing to tell apart')
     known = {v: i for i, v in enumerate((*COARSE_VIEWS, *FINE_VIEWS))}
     return tuple(sorted(found, key=lambda v: (known.get(v, len(known)), v)))
@@ -60,9 +59,14 @@ def view_numbers(
     "Views as numbers."
     strange = sorted(set(names) - set(classes))
     if strange: raise EchoError(f'{", ".join(strange)}: not among the classes {", ".join(classes)}; exclude these rows or name their class')
-    return torch.tensor([list(classes).index(n) for n in names])
+    number = {c: i for i, c in enumerate(classes)}
+    return torch.tensor([number[n] for n in names])
 
-# %% ../../nbs/32_training.views.ipynb #478d563d
+def _named(table, column):
+    if column not in table: raise EchoError(f'the table has no column {column!r}; it has {", ".join(table)}')
+    return usable(table)[column].dropna()
+
+# %% ../../nbs/32_training.views.ipynb #c493c144
 def view_batches(
     table: pd.DataFrame, # A manifest; rows without a view are left out
     source: str|Path|Shards, # The folder of its paths, or shards
@@ -72,7 +76,7 @@ def view_batches(
     **kwargs, # To `report_batches`: train, augment, seed, bs, weights, max_lost, workers, rank, world, on_batch
 ) -> EchoLoader: # Yields uint8 `[B,3,T,H,W]` and int64 `[B]`
     "Clips of files with the numbers of their views."
-    view_numbers(usable(table)[column].dropna(), classes)
+    view_numbers(_named(table, column), classes)
     return report_batches(table, source, contract, column, lambda names: (view_numbers(names, classes),), **kwargs)
 
 # %% ../../nbs/32_training.views.ipynb #43481a16
@@ -87,9 +91,9 @@ def view_loaders(
     "Clips with their views, a few random frames at a time in training."
     return clip_loaders(corpus, torch.from_numpy(corpus.view_index), valid, bs, augment, frames, seed=seed)
 
-# %% ../../nbs/32_training.views.ipynb #654d7fb9
+# %% ../../nbs/32_training.views.ipynb #019f66ed
 def view_accuracy(
-    logits: Tensor, # `[B,11]`
+    logits: Tensor, # `[B,n]`
     view: Tensor, # `[B]` view numbers
 ) -> Tensor: # In [0,1]
     "Share of clips whose likeliest view is the right one."
@@ -104,15 +108,15 @@ def view_learner(
 ) -> Learner: # With accuracy on validation clips
     "Learner of a view classifier."
     def loss(logits: Tensor, view: Tensor) -> Tensor:
-        return F.cross_entropy(logits.float(), view, None if weights is None else weights.to(logits.device), label_smoothing=smoothing)
+        return F.cross_entropy(logits, view, None if weights is None else weights.to(logits.device), label_smoothing=smoothing)
     return echo_learner(dls, model, loss, metrics=[view_accuracy], **kwargs)
 
-# %% ../../nbs/32_training.views.ipynb #8977f193
+# %% ../../nbs/32_training.views.ipynb #348d798f
 def calibrate_views(
     learn: Learner, # A trained `view_learner`
     accuracy: float = .98, # Wanted among the clips that get a view
     most: float = .6, # The threshold is never above this
-) -> tuple[Tensor, Tensor]: # Calibrated probabilities `[n,11]` and views `[n]` of the validation clips
+) -> tuple[Tensor, Tensor]: # Calibrated probabilities `[N,n]` and views `[N]` of the validation clips
     "Sets the classifier's temperature and threshold on validation clips."
     with learn.no_bar(), learn.no_logging(): logits, view = learn.get_preds(dl=learn.dls.valid)
     learn.model.temperature.fill_(fit_temperature(logits, view))
