@@ -26,28 +26,40 @@ from ..vocabulary import CUTS, FINDINGS, SECTION_VIEWS, Finding, grade
 __all__ = ['COLUMNS', 'abnormal_score', 'reported_question', 'asked_clips', 'study_answer', 'prompt_row', 'prompt_table',
            'prompts_of']
 
-# %% ../../nbs/53d_evaluate.prompts.ipynb #d56497ca
+# %% ../../nbs/53d_evaluate.prompts.ipynb #8bdbe1d9
 def abnormal_score(
     question: Question, # About presence or a grade
     prompts: Tensor, # `[C,D]` of length 1
     frames: Tensor, # `[T,D]` of length 1
-) -> float: # In [-2,2]; higher is more abnormal
-    "How much nearer clips lie to sentences about the abnormal."
+    scale: float = 14.3, # Inverse temperature between clips and sentences
+) -> float: # Higher is more abnormal: a cosine, or the log-odds of an abnormal grade
+    "How much clips look like sentences about the abnormal."
     if question.kind == 'present': return presence_score(frames, prompts).item()
-    normal = torch.tensor([v == FINDINGS[question.name].normal for v in question.values])
-    return (presence_score(frames, prompts[~normal]) - presence_score(frames, prompts[normal])).item()
+    grades = list(dict.fromkeys(question.values))
+    scores = torch.stack([presence_score(frames, prompts[[v == g for v in question.values]]) for g in grades])*scale
+    normal = torch.tensor([g == FINDINGS[question.name].normal for g in grades])
+    return (scores[~normal].logsumexp(0) - scores[normal].logsumexp(0)).item()
 
-# %% ../../nbs/53d_evaluate.prompts.ipynb #d2497b8f
+# %% ../../nbs/53d_evaluate.prompts.ipynb #c8122654
 def reported_question(
-    code: str, # Of a measurement
-) -> Question|None: # None: the phrase book has no sentence with its grade
-    "A number as a line of a report says it: section, grade and number."
-    graded, said = [g for g, (source, *_) in CUTS.items() if source == code], []
-    for v in sorted(set(finding_question(code).values)):
-        found = {code: Finding(code, v)} | {g: Finding(g, grade(g, v)) for g in graded}
-        said += [(phrase_text(t, found), v) for p in PHRASES if len(p.wants) > 1 and code in dict(p.wants) and p.fits(found) for t in p.texts]
-    lines, values = [f'{FINDINGS[code].section}: {text}' for text, _ in said], [v for _, v in said]
-    return Question(code, 'measured', tuple(lines), tuple(values), FINDINGS[code].unit) if said else None
+    code: str, # Of a measurement, or of a grade that follows from one
+) -> Question|None: # None: the phrase book has no sentence with both
+    "A number and its grade as a line of a report says them, behind the name of the section."
+    t, source = FINDINGS[code], code if FINDINGS[code].kind == 'measured' else CUTS.get(code, [None])[0]
+    if source is None: return None
+    graded, said = [g for g, (s, *_) in CUTS.items() if s == source], []
+    for v in sorted(set(finding_question(source).values)):
+        found = {source: Finding(source, v)} | {g: Finding(g, grade(g, v)) for g in graded}
+        if code != source and found[code].value == 'none': continue
+        said += [(phrase_text(x, found), v if code == source else found[code].value) for p in PHRASES
+                 if len(p.wants) > 1 and {source, code} <= dict(p.wants).keys() and p.fits(found) for x in p.texts]
+    if not said: return None
+    if code != source: said += [(x, v) for x, v in zip(*_plain(code)) if v not in {v for _, v in said}]
+    return Question(code, t.kind, *zip(*((f'{t.section}: {x}', v) for x, v in said)), t.unit)
+
+def _plain(code):
+    q = finding_question(code)
+    return q.prompts, q.values
 
 # %% ../../nbs/53d_evaluate.prompts.ipynb #746d1a62
 def asked_clips(
@@ -58,7 +70,7 @@ def asked_clips(
     seen = [v.said in SECTION_VIEWS[FINDINGS[code].section] for v in record.views[:len(record.clips)]]
     return F.normalize(torch.tensor(record.clips)[seen], dim=-1)
 
-# %% ../../nbs/53d_evaluate.prompts.ipynb #db682990
+# %% ../../nbs/53d_evaluate.prompts.ipynb #b62c5c99
 @torch.inference_mode()
 def study_answer(
     bundle: Bundle, # That read the study
@@ -71,7 +83,7 @@ def study_answer(
     if not len(clips): return float('nan')
     frames = section_frames(bundle, question.name, clips)
     if question.kind == 'measured': return measured_value(frames, prompts, torch.tensor(question.values)).item()
-    return abnormal_score(question, prompts, frames)
+    return abnormal_score(question, prompts, frames, bundle.config.get('scale', 14.3))
 
 # %% ../../nbs/53d_evaluate.prompts.ipynb #3fe4b2a8
 COLUMNS = 'wording finding measure studies abnormal not_asked value low high constant shuffled shuffled_low shuffled_high'.split()
@@ -93,7 +105,7 @@ def prompt_row(
     row['constant'] = mae(np.full(len(true), constant), true) if number else .5
     return row | dict(zip(('shuffled', 'shuffled_low', 'shuffled_high'), bootstrap_ci(metric, np.roll(full, len(full)//2), true, patients=patients, n=n)))
 
-# %% ../../nbs/53d_evaluate.prompts.ipynb #6c1ebc94
+# %% ../../nbs/53d_evaluate.prompts.ipynb #a9f4b777
 def prompt_table(
     bundle: Bundle, # That read the studies
     records: list[CloseRecord], # From `read_closely`
@@ -107,7 +119,7 @@ def prompt_table(
         known, number = [r for r in records if code in r.truth], t.kind == 'measured'
         true = np.array([r.truth[code] if number else r.truth[code] != t.normal for r in known])
         if len(true) < positives or not number and min(true.sum(), (~true).sum()) < positives: continue
-        for wording, question in {'sentence': finding_question(code), 'with its grade': reported_question(code) if number else None}.items():
+        for wording, question in {'sentence': finding_question(code), f'with its {"grade" if number else "number"}': reported_question(code)}.items():
             if question is None: continue
             prompts = prompt_vectors(bundle, [question])[code]
             said = np.array([study_answer(bundle, question, prompts, r) for r in known])
