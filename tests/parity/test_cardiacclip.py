@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from echo_lit.core import EchoError
+from echo_lit.models.backbone import Backbone
+from echo_lit.models.ejection import UpstreamEF
 from echo_lit.models.multiframe import FrameAttention, batch_statistics, enlarged, tile_boxes, tiles, upstream_zoom
-from echo_lit.models.ordinal import OrdinalBins, Refine, bin_of, expected_value
+from echo_lit.models.ordinal import OrdinalBins, Refine, bin_of, bin_sentences, check_sentences, expected_value
 from echo_lit.training.ranking import UPSTREAM_WEIGHTS, EFLoss, class_to_clips_loss, distance_weights, ranking_clips_loss, ranking_loss
 from echo_lit.training.shots import upstream_shots, upstream_window
 from echo_lit.training.tuning import upstream_rates
@@ -165,3 +167,56 @@ def test_rectified_adam_waits_five_steps():
         opt.step()
         seen.append(p.tolist())
     np.testing.assert_allclose(seen, golden('radam')['upstream'], atol=2e-6)
+
+
+def hashed_attention(net):
+    for i, (layer, gain) in enumerate(zip((*net.score[::2], net.out), (4, 4, 4, 1))):
+        layer.weight.data = hashed(layer.weight.shape, 10 + 2*i)*gain*(12/layer.weight.shape[1])**.5
+        layer.bias.data = torch.from_numpy((.1*np.cos(.5*np.arange(len(layer.bias)) + 2*i + 1)).astype(np.float32))
+
+
+def expected_fraction(looks, proj, net, words, scale, clips):
+    "Steps d to g of the published flow in numpy, from the vectors of looks on."
+    x = looks.astype(np.float64)
+    x = (x - x.mean(0))/(x.std(0, ddof=1) + 1e-6)
+    x = (x @ proj.T).reshape(clips, -1, len(proj))
+    w = [(m.weight.detach().double().numpy(), m.bias.detach().double().numpy()) for m in (*net.score[::2], net.out)]
+    s = np.tanh(np.tanh(x @ w[0][0].T + w[0][1]) @ w[1][0].T + w[1][1]) @ w[2][0].T + w[2][1]
+    a = np.exp(s - s.max(1, keepdims=True))
+    v = (a/a.sum(1, keepdims=True)*x).sum(1) @ w[3][0].T + w[3][1]
+    p = np.exp(scale*(v/np.linalg.norm(v, axis=1, keepdims=True)) @ (words/np.linalg.norm(words, axis=1, keepdims=True)).T)
+    return (p/p.sum(1, keepdims=True)) @ np.array([15, 37, 50, 62, 85.])
+
+
+@pytest.mark.parametrize('clips', [1, 2])
+def test_published_flow_from_clips_to_numbers(clips):
+    g, w = np.load(FOLDER/'echozoom.npz'), hashed((1024, 3, 32, 32), 7)/32
+    b, c, i, j = np.ogrid[:2, :3, :112, :112]
+    pictures = torch.from_numpy((127.5 + 90*np.sin(.11*i + .7*b)*np.cos(.07*j - .9*c)).astype(np.float32))
+    model = UpstreamEF(lambda x: (.05*F.conv2d(x, w, stride=32)).tanh(), 1024, hashed((5, 512), 3)).eval()
+    hashed_attention(model.pool)
+    model.proj.weight.data = hashed((512, 2048), 5)/10
+    with torch.no_grad():
+        np.testing.assert_allclose(model.looks(pictures), g['gap_upstream'], atol=1e-4)
+        ef = model(pictures.view(clips, 3, 2//clips, 112, 112))['ef']
+    # two pictures normalised against each other have columns of plus or minus one: the sign is what the golden decides
+    wanted = expected_fraction(g['gap_upstream'], model.proj.weight.double().detach().numpy(), model.pool, hashed((5, 512), 3).double().numpy(), 1/.07, clips)
+    assert ef.tolist() == pytest.approx(wanted.tolist(), abs=.05)
+
+
+def test_published_flow_on_a_backbone_with_its_own_sentences():
+    from echo_lit.data.contract import InputContract
+    from echo_lit.models.echoclip import ClipImageTower
+    from echo_lit.models.hub import Bundle, load_model
+    torch.manual_seed(0)
+    toy = dict(embed_dim=128, vision_cfg=dict(timm_model_name='test_convnext', timm_model_pretrained=False, timm_pool='', timm_proj='linear', image_size=64),
+               text_cfg=dict(context_length=77, vocab_size=49408, width=32, heads=2, layers=1))
+    backbone = Backbone(Bundle('toy', video=ClipImageTower(InputContract(frames=4, size=64), toy), text=load_model('phantom-tiny').text)).eval()
+    words = check_sentences(backbone.text, bin_sentences(OrdinalBins()))
+    model = UpstreamEF(backbone.tower.visual.trunk.forward_features, 64, words).eval()
+    clips = torch.randint(0, 256, (2, 3, 4, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        looks, out = model.looks(clips.float().reshape(8, 3, 64, 64)).numpy(), model(clips)
+    wanted = expected_fraction(looks, model.proj.weight.double().detach().numpy(), model.pool, words.double().numpy(), 1/.07, 2)
+    assert out['ef'].tolist() == pytest.approx(wanted.tolist(), abs=.05)
+    assert (15 <= out['ef']).all() and (out['ef'] <= 85).all() and out['logits'].shape == (2, 5)
