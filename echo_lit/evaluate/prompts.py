@@ -54,12 +54,9 @@ def reported_question(
         said += [(phrase_text(x, found), v if code == source else found[code].value) for p in PHRASES
                  if len(p.wants) > 1 and {source, code} <= dict(p.wants).keys() and p.fits(found) for x in p.texts]
     if not said: return None
-    if code != source: said += [(x, v) for x, v in zip(*_plain(code)) if v not in {v for _, v in said}]
+    plain, known = finding_question(code), {v for _, v in said}
+    if code != source: said += [(x, v) for x, v in zip(plain.prompts, plain.values) if v not in known]
     return Question(code, t.kind, *zip(*((f'{t.section}: {x}', v) for x, v in said)), t.unit)
-
-def _plain(code):
-    q = finding_question(code)
-    return q.prompts, q.values
 
 # %% ../../nbs/53d_evaluate.prompts.ipynb #746d1a62
 def asked_clips(
