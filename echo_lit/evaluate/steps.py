@@ -49,8 +49,8 @@ def alike_queries(
     mean = F.normalize(torch.stack([r.vector for r in readings]).to(attention.project), dim=-1).mean(0)
     return torch.einsum('d,kde->ke', mean, attention.project).float().cpu().numpy()
 
-# %% ../../nbs/53c_evaluate.steps.ipynb #03795683
-STEPS = ('one frame', 'one clip', 'all clips alike', 'all clips, by view', 'with the readout')
+# %% ../../nbs/53c_evaluate.steps.ipynb #5665cc93
+STEPS = ('one frame', 'one clip', 'all clips alike', 'all clips, by view', 'with the heads')
 
 @dataclass
 class CloseRecord(Record):
@@ -58,21 +58,21 @@ class CloseRecord(Record):
     steps: list[Record] = field(default_factory=list) # One frame, one clip, all clips alike, all by view
     clips: list = field(default_factory=list) # `[N,D]` of the first N of `views`: the clips that were read
 
-# %% ../../nbs/53c_evaluate.steps.ipynb #fcb37661
+# %% ../../nbs/53c_evaluate.steps.ipynb #63e4311d
 def read_closely(
     machine: Interpreter, # With anatomical attention
     seed: int, # Of the phantom study
     overlay: bool = True, # Screen text and ECG
     n_clips: int|None = None, # None draws 8 to 12
 ) -> CloseRecord:
-    "A phantom study as a model reads it: a frame of its four-chamber clip, that clip, all clips alike, all by view, with the readout."
+    "A phantom study as a model reads it: a frame of its four-chamber clip, that clip, all clips alike, all by view, with the heads."
     phantom = phantom_study(seed, n_clips, overlay)
     readings, failures, _ = machine.read_clips(phantom.study)
     one = [r for r in readings if r.clip.view == 'A4C'][:1]
     asked = [(used, machine.queries(used)[0] if used else None) for used in ([held_reading(machine, r) for r in one], one)]
     asked += [(readings, alike_queries(machine, readings)), (readings, queries := machine.queries(readings)[0])]
-    steps = [recorded(machine, phantom, used, failures, q) if used else None for used, q in asked]
-    last = recorded(machine, phantom, readings, failures, queries, machine.read_out(readings))
+    steps = [recorded(machine, phantom, used, failures, q, heads=False) if used else None for used, q in asked]
+    last = recorded(machine, phantom, readings, failures, queries)
     nothing = replace(last, found={}, confidence={}, written=[])
     return CloseRecord(**vars(last), steps=[r or nothing for r in steps], clips=[r.vector.tolist() for r in readings])
 

@@ -234,6 +234,19 @@ def with_fraction(
     own = {} if said.ef is None else {'ef': Finding('ef', round(said.ef), 'head', (round(said.low), round(said.high)), said.right)}
     return votes | {'Left Ventricle': replace(left, findings=own | {c: f for c, f in left.findings.items() if c != 'ef'})}
 
+# %% ../../nbs/41_interpret.interpreter.ipynb #64f4fc58
+@patch
+def answers(self: Interpreter,
+    readings: list[ClipReading], # From `read_clips`
+    queries: np.ndarray, # `[15,D]`, one a section
+    patient: str = None, # Whose reports are left out
+    heads: bool = True, # False: neighbours alone
+) -> dict[str, Votes]: # All sections
+    "What the model answers, before it becomes a report."
+    seen = {r.view for r in readings} - {None}
+    votes = study_votes(self.index, queries, seen, self.settings, patient, self.read_out(readings) if heads else None)
+    return with_fraction(votes, self.fraction(readings)) if heads else votes
+
 # %% ../../nbs/41_interpret.interpreter.ipynb #8d58a8b8
 @patch
 def section_evidence(self: Interpreter,
@@ -304,7 +317,7 @@ def _sections_table(
                     reason='' if done else votes[s].reason or 'not confident enough')
     return pd.DataFrame([row(s) for s in SECTIONS])
 
-# %% ../../nbs/41_interpret.interpreter.ipynb #e97bcff6
+# %% ../../nbs/41_interpret.interpreter.ipynb #b2abbccd
 @patch
 def interpret(self: Interpreter,
     study: Study, # From `open_study`
@@ -314,9 +327,7 @@ def interpret(self: Interpreter,
     "A study read by the model."
     readings, failures, aside = self.read_clips(study, progress)
     queries, weights = self.queries(readings)
-    seen, patient = {r.view for r in readings} - {None}, study.patient or study.id
-    fraction = self.fraction(readings)
-    votes = with_fraction(study_votes(self.index, queries, seen, self.settings, patient, self.read_out(readings)), fraction)
+    votes = self.answers(readings, queries, study.patient or study.id)
     report, found, written = compose_report(votes, self.index, self.settings, compose)
     proofs = {s: self.section_evidence(votes[s], weights.loc[s], readings) for s in report.sections}
     report = Report({s: [replace(x, evidence=(proofs[s],)) for x in said] for s, said in report.sections.items()})
@@ -326,4 +337,4 @@ def interpret(self: Interpreter,
     evidence = pd.DataFrame(evidence, columns='sentence section findings clips neighbours excluded'.split())
     return Interpretation(study.id, report, _views_table(readings), findings_table(found, written),
         _sections_table(votes, found, written, report), evidence, weights, failures, aside, self.model(), excluded,
-        {r.clip.id: r.film for r in readings}, ef=fraction)
+        {r.clip.id: r.film for r in readings}, ef=self.fraction(readings))
