@@ -2,8 +2,10 @@
 import json
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from echo_lit.cli import run
 from echo_lit.commands.parser import DONE, NOTHING, SOME_FAILED
@@ -68,6 +70,35 @@ def test_a_broken_head_is_one_line(head, clips, tmp_path, name, change, why, cap
     assert run(['ef', str(clips/'s0'/'a4c.avi'), '--head', str(tmp_path/'head')]) == NOTHING
     out, err = capsys.readouterr()
     assert why in err and err.count('\n') == 1 and out == ''
+
+
+@pytest.fixture(scope='module')
+def bundle(tmp_path_factory):
+    "The embedded model with a head that answers 58 of apical views."
+    from echo_lit.models.fraction import FractionHead
+    from echo_lit.models.hub import load_model, save_bundle
+    made = load_model('phantom-tiny')
+    made.ef = FractionHead(128, 2, dict(level=.9, lowest=10., highest=80., farthest=2., views=['A4C', 'A2C', 'A3C', 'A5C']), [[1., 12., .8, 99]])
+    with torch.no_grad(): made.ef.line.weight.zero_(), made.ef.line.bias.fill_(5.8), made.ef.known.normal_()
+    return save_bundle(made, tmp_path_factory.mktemp('bundle')/'mine')
+
+
+def test_the_head_of_a_bundle_answers_and_beats_are_read(bundle, clips, tmp_path, capsys):
+    path, n = clips/'s0'/'a4c.avi', len(read_cine(clips/'s0'/'a4c.avi'))
+    t = np.arange(n)/50
+    pd.DataFrame(dict(seconds=t, area=20 + 6*np.cos(2*np.pi*2.4*t - 1.5))).to_csv(tmp_path/'lv.csv', index=False)
+    code = run(['ef', str(path), '--backbone', str(bundle), '--areas', str(tmp_path/'lv.csv'), '--out', str(tmp_path/'ef.json')])
+    row, = json.loads((tmp_path/'ef.json').read_text())['recordings']
+    assert (code == DONE) == (row['ef'] is not None) and (row['ef'] is None) == bool(row['reason'])
+    assert {b['reason'] == '' for b in row['beats']} == {b['ef'] is not None for b in row['beats']} and str(tmp_path) not in (tmp_path/'ef.json').read_text()
+    if row['ef'] is not None: assert (round(row['ef']), round(row['high'] - row['ef'])) == (58, 12)
+    assert capsys.readouterr().out.count('beat at') == len(row['beats'])
+
+
+def test_areas_of_another_film_are_refused(bundle, clips, tmp_path, capsys):
+    pd.DataFrame(dict(seconds=np.arange(9)/50, area=20.)).to_csv(tmp_path/'lv.csv', index=False)
+    run(['ef', str(clips/'s0'/'a4c.avi'), '--backbone', str(bundle), '--areas', str(tmp_path/'lv.csv')])
+    assert 'one for each frame is wanted' in capsys.readouterr().out
 
 
 @pytest.mark.slow
