@@ -125,6 +125,7 @@ def one_way(self: BagPool,
         x = tokens(x.flatten(0, 1), every)[0].unflatten(0, mask.shape)
     return self.gated(x, mask) if way == 'attention' else self.over(x, mask, self.token)
 
+# %% ../../nbs/23b_models.pooling.ipynb #446c555a
 @patch
 def forward(self: BagPool,
     x: Tensor, # `[S,N,D]`, or `[S,N,L,D]` with the tokens of each clip
