@@ -27,7 +27,7 @@ _all_ = ['clip_loss', 'siglip_loss', 'same_report', 'Scale']
 __all__ = ['ContrastivePair', 'pair_loss', 'ReportRecall', 'contrastive_learner', 'clip_loss', 'siglip_loss', 'same_report',
            'Scale']
 
-# %% ../../nbs/33c_training.contrastive.ipynb #5dff8bd3
+# %% ../../nbs/33c_training.contrastive.ipynb #8b75a493
 class ContrastivePair(nn.Module):
     "A video and a text tower with one space, and the temperature between them."
     def __init__(self,
@@ -58,6 +58,7 @@ class ContrastivePair(nn.Module):
         mask: Tensor, # bool `[S,N]`, True = a clip
     ) -> Tensor: # `[S,D]`
         "Vectors of studies; only clips that are there pass the tower."
+        if self.pool is None and hasattr(self.video, 'study_vectors'): return self.video.study_vectors(x, mask, partial(in_parts, size=self.size))
         e = in_parts(self.video, x[mask], size=self.size)
         clips = e.new_zeros(*mask.shape, e.shape[1]).index_put((mask,), e)
         return (self.pool or mean_pool)(clips, mask)[0]
