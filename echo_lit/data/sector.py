@@ -71,6 +71,7 @@ def find_sector(
     _check_frames(frames)
     return grey_sector(small_greys(frames), frames.shape[1:3], region, share, light)
 
+# %% ../../nbs/12_data.sector.ipynb #87334eae
 def grey_sector(
     grey: list[np.ndarray], # From `small_greys`
     shape: tuple[int, int], # Rows and columns of a frame

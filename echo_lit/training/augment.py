@@ -34,6 +34,7 @@ def rays(
     down, right = torch.linspace(0, 1, h, device=x.device)[:, None], torch.linspace(-.5, .5, w, device=x.device)
     return (down**2 + right**2).sqrt(), torch.atan2(right, down + .05)
 
+# %% ../../nbs/30b_training.augment.ipynb #b12855f6
 def moved(
     x: Tensor, # float `[B,3,T,H,W]`
     degrees: Tensor|float = 0., # Turn; `[B,1,1]`
