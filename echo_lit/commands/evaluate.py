@@ -67,14 +67,17 @@ def _add_evaluate(command):
     add('--steps', action='store_true', help='also steps.csv: what a second frame, a second clip and knowing the view are worth')
     add('--zeroshot', action='store_true', help='also zeroshot.csv: sentences held against the videos, from the same reading')
 
-# %% ../../nbs/60g_commands.evaluate.ipynb #c76fe4a4
+# %% ../../nbs/60g_commands.evaluate.ipynb #be063d68
 def probe_models(
-    args: argparse.Namespace, # models, data, ask, probes, labels, root, unknown_patient, device, cardiobench, out
+    args: argparse.Namespace, # models, data, ask, probes, labels, outlines, root, unknown_patient, device, cardiobench, out
 ) -> int: # Exit code
     "`echo_lit probe`."
     from echo_lit.evaluate.comparison import probe_encoders, write_bench, write_comparison
     c = probe_encoders(args.models, args.data, args.ask, args.probes, args.labels, args.root, args.unknown_patient, args.device,
                        progress=progress_bar('probing'), cache=args.out/'vectors')
+    if args.outlines:
+        from echo_lit.evaluate.outlines import outlined
+        c = outlined(c, args.models, args.data, args.outlines, args.labels, args.device, progress_bar('outlines'))
     files = write_comparison(c, args.out)
     if args.cardiobench: files += [write_bench(args.out/(re.sub(r'[^\w-]+', '-', '_'.join(k)) + '.csv'), a, c.rows)
                                    for k, a in c.answers.items() if k[2] == args.cardiobench and k[0] != 'view']
@@ -84,7 +87,7 @@ def probe_models(
     if len(c.lost): say(f'  {len(c.lost)} clips were lost, and no encoder was asked about them; lost.csv says why')
     return SOME_FAILED if len(c.lost) else DONE
 
-# %% ../../nbs/60g_commands.evaluate.ipynb #9be964a9
+# %% ../../nbs/60g_commands.evaluate.ipynb #8d9fb3fd
 def _add_probe(command):
     add = command('probe', probe_models, 'Compare what encoders know of clips, by neighbours, linear layers and distances, the same for all.')
     add('models', nargs='+', metavar='MODEL', help='the one in question first: a name from `echo_lit models` (a download: NAME=PATH), a bundle folder, '
@@ -93,6 +96,7 @@ def _add_probe(command):
     add('--ask', nargs='+', default=['view'], metavar='QUESTION', help='view, a finding such as ef, or a finding with a limit such as ef<50')
     add('--probes', nargs='+', default=['constant', 'knn', 'linear', 'pca512', 'anomaly-knn', 'anomaly-spread'], metavar='PROBE', help='ways to answer; also attentive (reads tokens) and finetune-2 (last two blocks, corpora only)')
     add('--labels', type=float, default=1., metavar='SHARE', help='share of the patients to learn from')
+    add('--outlines', type=at_least(2), metavar='N', help='phantom corpora: also how well a linear layer draws the ventricle, on so many studies')
     add_shared(add, 'root', 'unknown_patient', of='manifest: ')
     add_shared(add, 'device')
     add('--cardiobench', metavar='PROBE', help='also a CSV for CardioBench with the answers of this probe')
@@ -109,17 +113,18 @@ def show_benchmark(
     if 'means' in table.attrs: say('', table.attrs['means'])
     return DONE
 
-# %% ../../nbs/60g_commands.evaluate.ipynb #cb573686
+# %% ../../nbs/60g_commands.evaluate.ipynb #a6897fb5
 def _add_bench(command):
     add = command('bench', show_benchmark, 'Measure speed beside what people write today.')
     add('name', metavar='NAME',
         help='loading: sixteen frames of a film by echo_lit, OpenCV, decord, PyAV and torchcodec, as installed, some ten seconds; '
              "study: from files to vectors beside EchoPrime's published way, some ten minutes; encoder: what encoding is spent on; ranks: training by threads and by processes; "
-             'distillation: a step of training without labels beside the published order of work, some minutes; shots: error of few-shot ejection fraction against the number of videos, lora: with the encoder tuned, up to an hour each')
-    add('--clips', type=at_least(1), metavar='N', help='clips of a study, 50 if left out; ranks: of an epoch, 64; distillation: of a step, 2')
+             'distillation: a step of training without labels beside the published order of work, some minutes; shots: error of few-shot ejection fraction against the number of videos, lora: with the encoder tuned, up to an hour each; '
+             'ablations: what each part of learning without labels is worth, labels: what few labels are, some hours; both go on where they were stopped')
+    add('--clips', type=at_least(1), metavar='N', help='clips of a study, 50 if left out; ranks: of an epoch, 64; distillation: of a step, 2; ablations and labels: shown to each network')
     add('--rounds', type=at_least(1), metavar='N', help='rounds that count')
-    add('--data', type=Path, metavar='DIR', help='shots: EchoNet-Dynamic, a manifest, or a folder to fill with phantoms')
-    add('--weights', type=Path, metavar='PATH', help='shots: weights of the ImageNet encoder, for a second one')
+    add('--data', type=Path, metavar='DIR', help='shots: EchoNet-Dynamic, a manifest, or a folder to fill with phantoms; ablations and labels: a folder with corpora of phantoms, train and valid')
+    add('--weights', type=Path, metavar='PATH', help='shots: weights of the ImageNet encoder, for a second one; labels: folder of the encoder')
     add('--out', type=Path, metavar='FILE.csv', help='where the table goes, too')
 
 COMMANDS = _add_evaluate, _add_probe, _add_bench

@@ -167,11 +167,12 @@ def loading(
     t.attrs['means'] = 'times: median over rounds of how many times as long a reader takes as echo_lit; target: what we want it to be at least'
     return t
 
-# %% ../../nbs/52_evaluate.benchmark.ipynb #b0c5d782
+# %% ../../nbs/52_evaluate.benchmark.ipynb #aef5d07a
 BENCHMARKS = dict(loading=('echo_lit.evaluate.benchmark', 'loading'), study=('echo_lit.evaluate.study', 'study'),
                   encoder=('echo_lit.evaluate.study', 'encoder'), ranks=('echo_lit.training.ranks', 'ranks'),
                   distillation=('echo_lit.evaluate.training', 'distillation'),
-                  shots=('echo_lit.training.ladder', 'shots_table'), lora=('echo_lit.training.ladder', 'lora_table'))
+                  shots=('echo_lit.training.ladder', 'shots_table'), lora=('echo_lit.training.ladder', 'lora_table'),
+                  ablations=('echo_lit.evaluate.ablations', 'ablations'), labels=('echo_lit.evaluate.ablations', 'label_table'))
 
 def benchmark(
     name: str, # One of `BENCHMARKS`

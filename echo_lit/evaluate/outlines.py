@@ -98,7 +98,7 @@ def drawn_by(
     "What each encoder's linear layer draws."
     return {e: drawn(tower, outlines_for(items, tower.contract), len(PARTS) + 1, **kwargs) for e, tower in progress(list(towers.items()))}
 
-# %% ../../nbs/50e_evaluate.outlines.ipynb #3d452ae8
+# %% ../../nbs/50e_evaluate.outlines.ipynb #726a755c
 def with_outlines(
     c: Comparison, # Of the same encoders
     said: dict[str, tuple[np.ndarray, float]], # From `drawn_by`
@@ -117,8 +117,8 @@ def with_outlines(
             if e == first: continue
             gap = map(float, bootstrap_ci(np.nanmean, found[first] - x, patients=patients, n=n))
             pairs.append((f'{name} outline', 'linear', 'Dice', first, e, *gap))
-    more = [c.pairs]*bool(len(c.pairs)) + [pd.DataFrame(pairs, columns=c.pairs.columns)]
-    return replace(c, table=pd.concat([c.table, pd.DataFrame(rows)[c.table.columns]], ignore_index=True), pairs=pd.concat(more, ignore_index=True))
+    more = dict(table=pd.DataFrame(rows)[c.table.columns], pairs=pd.DataFrame(pairs, columns=c.pairs.columns))
+    return replace(c, **{k: pd.concat([t for t in (getattr(c, k), new) if len(t)], ignore_index=True) for k, new in more.items()})
 
 # %% ../../nbs/50e_evaluate.outlines.ipynb #ac92a88c
 def outlined(
