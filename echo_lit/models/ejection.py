@@ -250,7 +250,6 @@ def ef_config(
     if not isinstance(config['backbone'], str): raise EchoError(f'{path} names no backbone')
     return config
 
-# %% ../../nbs/25d_models.ejection.ipynb #b5958dee
 def load_ef(
     folder: str|Path, # From `save_ef`
     backbone: Backbone, # The one it was trained on
@@ -265,7 +264,6 @@ def load_ef(
     load_strictly(model, {k.removeprefix('model.'): v for k, v in state.items()}, file)
     return EFReader(backbone.eval(), model.eval(), known, trust, windows)
 
-# %% ../../nbs/25d_models.ejection.ipynb #d5b9b15f
 def _described(config, path):
     def plain(values): return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     try:
