@@ -283,7 +283,7 @@ def commands(
     render = [f'echo_lit phantom CORPUS/{side} --corpus --studies {n} --seed {SEEDS[side]}' for side, n in sizes.items()]
     return [*render, f'echo_lit train {name} data=CORPUS out=OUT', f'echo_lit evaluate OUT/{name} {tail}']
 
-# %% ../../nbs/53_evaluate.bundle.ipynb #2fac0928
+# %% ../../nbs/53_evaluate.bundle.ipynb #da58b6f8
 _CARD = """# {name}
 
 Trained by echo_lit on its own synthetic hearts (phantoms), from seeds, with no patient's data.
@@ -291,7 +291,7 @@ Trained by echo_lit on its own synthetic hearts (phantoms), from seeds, with no 
 
 ## What it is
 A view classifier, a video tower, a text tower, anatomical attention and a bank of {reports} phantom reports. It names the view of each clip, retrieves
-reports section by section and writes a report from their votes. Weights {weights}, licence {licence}.
+reports section by section and writes a report from their votes; what is present is read off the clips, and ejection fraction has a head of its own. Weights {weights}, licence {licence}.
 
 ## How good it is, on phantoms
 {results}
