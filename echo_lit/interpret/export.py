@@ -103,7 +103,7 @@ def _proof_html(proof, numbers):
     return (f'<h4>Clips this section looked at, with their share of its attention</h4><div class="row">{clips}</div>'
             f'<h4>Most similar reports</h4>{_table(["Similarity", "Report", "What it says here"], near, "Neighbours")}')
 
-# %% ../../nbs/42_interpret.export.ipynb #5f84e61a
+# %% ../../nbs/42_interpret.export.ipynb #a8a31237
 def _sentence_html(s, numbers):
     low = min((f.confidence for f in s.findings if f.confidence is not None), default=None)
     mark = ' class="odd"' if any(f.abnormal for f in s.findings) else ''
@@ -121,9 +121,10 @@ def report_html(
         said = r.report.sections.get(s)
         silence = f'<p class="quiet">not assessed <span>· {safe(reasons[s])}</span></p>'
         body = ''.join(_sentence_html(x, numbers) for x in said) if said else silence
+        if s == 'Left Ventricle' and r.ef and r.ef.ef is None: body += f'<p class="quiet">{safe(r.ef)}</p>'
         parts.append(f'<section class="{"said" if said else "silent"}"><h3>{safe(s)}</h3><div>{body}</div></section>')
-    key = 'Bold is not normal. Percentages are confidence: how many such answers were right, or how many similar reports agree. Open a sentence to see what it rests on.'
-    return f'<p class="meta">{key}</p>{"".join(parts)}'
+    key = 'Percentages are confidence: how many such answers were right, or how many similar reports agree.'
+    return f'<p class="meta">Bold is not normal. {key} Open a sentence to see what it rests on.</p>{"".join(parts)}'
 
 def _numbers(r): return {c: i + 1 for i, c in enumerate(r.views['clip'])}
 

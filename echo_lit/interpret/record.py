@@ -64,7 +64,7 @@ def _plain(v):
 
 def _records(table, columns): return [{c: _plain(v) for c, v in zip(columns, row)} for row in table[columns].itertuples(index=False)]
 
-# %% ../../nbs/41b_interpret.record.ipynb #d8699508
+# %% ../../nbs/41b_interpret.record.ipynb #e81f48e0
 def interpretation_record(
     r: Interpretation, # Any
 ) -> dict: # Plain values, as `SCHEMA` says
@@ -82,6 +82,7 @@ def interpretation_record(
         attention={s: {c: round(float(w), 4) for c, w in row.items()} for s, row in r.attention.iterrows()},
         failures=[dict(clip=f.clip, stage=f.stage, reason=f.reason) for f in r.failures],
         set_aside=[dict(clip=a.clip, kind=a.kind, reason=a.reason) for a in r.set_aside],
+        **(dict(ef_not_assessed=str(r.ef)) if r.ef and r.ef.ef is None else {}),
         **({} if r.phenotypes is None else dict(phenotypes=_records(r.phenotypes, _PHENOTYPES))))
 
 _PHENOTYPES = 'section phenotype neighbours_of votes kind value threshold present'.split()
@@ -98,13 +99,13 @@ _VIEW = dict(type=['string', 'null'], description='coarse view; null: none named
 _EVIDENCE = _object(clips=_list(_object(clip=_CLIP, view=_VIEW, weight=_SHARE)),
                     neighbours=_list(_object(report=_TEXT, similarity=_NUMBER, text=_TEXT)))
 
-# %% ../../nbs/41b_interpret.record.ipynb #704cba40
+# %% ../../nbs/41b_interpret.record.ipynb #297f00b3
 _SEEN = _object(clip=_CLIP, kind=_TEXT, view=_VIEW, confidence=_SHARE, abstained=_TRUTH, frames=dict(type='integer', minimum=1),
     fps=dict(type=['number', 'null'], description='frames per second'), fps_source=_TEXT)
 _FINDING = _object(finding=dict(enum=list(FINDINGS)), section=dict(enum=list(SECTIONS)), name=_TEXT,
     kind=dict(enum=['present', 'graded', 'measured']), value=dict(type=['boolean', 'string', 'number']), unit=_TEXT,
     interval=dict(type=['array', 'null'], items=_NUMBER, minItems=2, maxItems=2,
-                  description='5th and 95th percentile of the votes, in `unit`'),
+                  description='5th and 95th percentile of the votes, or 90 % as measured for a head, in `unit`'),
     confidence=_SHARE, method=_TEXT, written=dict(type='boolean', description='whether it is in the report'))
 _SECTION = _object(section=dict(enum=list(SECTIONS)), assessed=_TRUTH, confidence=_SHARE,
     reason=dict(type='string', description='why it is not assessed'),
@@ -113,7 +114,7 @@ _PHENOTYPE = _object(section=dict(enum=list(SECTIONS)), phenotype=_TEXT, neighbo
     votes=dict(type='integer', minimum=0), kind=dict(enum=['share', 'mean']), value=dict(type=['number', 'null']),
     threshold=dict(type=['number', 'null']), present=dict(type=['boolean', 'null']))
 
-# %% ../../nbs/41b_interpret.record.ipynb #f76936b4
+# %% ../../nbs/41b_interpret.record.ipynb #e954c8a1
 SCHEMA = {'$schema': 'https://json-schema.org/draft/2020-12/schema', '$id': 'echo_lit/interpretation/1', **_object(
     schema=dict(const='echo_lit/interpretation/1'), research_use_only=dict(const=True), study=_TEXT,
     model=_object(name=_TEXT, version=_TEXT, licence=_TEXT, weights=dict(type='string', description='sha256 of the weights'),
@@ -123,6 +124,7 @@ SCHEMA = {'$schema': 'https://json-schema.org/draft/2020-12/schema', '$id': 'ech
     attention=dict(type='object', description='section to clip to weight'),
     failures=_list(_object(clip=_CLIP, stage=_TEXT, reason=_TEXT)), set_aside=_list(_object(clip=_CLIP, kind=_TEXT, reason=_TEXT)))}
 
+SCHEMA['properties']['ef_not_assessed'] = dict(type='string', description='why the head gives no ejection fraction; only where it gives none')
 SCHEMA['properties']['phenotypes'] = dict(_list(_PHENOTYPE), description='mean label of the neighbours; only from banks that have labels')
 
 # %% ../../nbs/41b_interpret.record.ipynb #683a421d
