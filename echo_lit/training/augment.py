@@ -25,7 +25,7 @@ def lots(
     "Numbers by lot, the same for a clip in any company."
     return torch.from_numpy((stirred(np.asarray(seeds)[:, None], np.arange(n)) >> np.uint64(11)).astype(np.float64)/2**53)
 
-# %% ../../nbs/30b_training.augment.ipynb #94596c31
+# %% ../../nbs/30b_training.augment.ipynb #fa310596
 def rays(
     x: Tensor, # `[...,H,W]`, for its shape and device
 ) -> tuple[Tensor, Tensor]: # Depth in [0,1] and angle in radians, `[H,W]` each
@@ -76,7 +76,7 @@ OPS: dict[str, Callable] = {
     'shadow': lambda x, m, u: x*(1 - m*u[0]*(-((rays(x)[1] - between(u[1], -.7, .7))/between(u[2], .03, .15))**2).exp()),
     'haze': lambda x, m, u: torch.where(x.amax(1, True) > 4, x + 90*m*u[0]*(-3*rays(x)[0]).exp(), x)}
 
-# %% ../../nbs/30b_training.augment.ipynb #82a25bac
+# %% ../../nbs/30b_training.augment.ipynb #a82b9c40
 @dataclass(frozen=True)
 class RandAugment:
     "A few changes by lot, then perhaps a hole; the same for all frames of a clip."
@@ -94,7 +94,7 @@ class RandAugment:
         "A changed copy of a batch."
         if x.ndim != 5: raise TypeError(f'RandAugment takes batches [B,3,T,H,W], not {list(x.shape)}: give it as on_batch, not as augment')
         u, y = lots(seeds, 4*self.n + 6), x.float()
-        for turn in u[:, :4*self.n].split(4, 1):
+        for turn in u[:, :4*self.n].unflatten(1, (self.n, 4)).unbind(1):
             for k, name in enumerate(self.ops):
                 if not (drew := (turn[:, 0]*len(self.ops)).long() == k).any(): continue
                 at = drew.nonzero()[:, 0].to(x.device)
