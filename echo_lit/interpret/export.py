@@ -281,7 +281,7 @@ def _head_html(r):
             f'<h1>Echo study <code>{safe(r.study)}</code></h1><p class="meta">{safe(m["name"])} {safe(m["version"])} · '
             f'{read} · {len(r.failures)} failed · {len(r.set_aside)} set aside</p>')
 
-# %% ../../nbs/42_interpret.export.ipynb #b480775f
+# %% ../../nbs/42_interpret.export.ipynb #f77a3e09
 def html_page(
     r: Interpretation, # Any
 ) -> str: # A whole HTML document
@@ -292,7 +292,7 @@ def html_page(
              ('Where each section looked', attention_html(r)), ('Clips that failed', lost), ('Set aside', aside)]
     m, body = r.model, ''.join(f'<h2>{t}</h2>{x}' for t, x in parts if x)
     foot = (f'<footer>Model {safe(m["name"])} {safe(m["version"])}, licence {safe(m["licence"])}, weights sha256 '
-            f'{safe(m["weights"] or "unknown")}. The search left out {safe(r.excluded)}. Confidence is agreement among similar reports, '
+            f'{safe(m["weights"] or "unknown")}. The search left out {safe(r.excluded)}. Confidence is what such answers were worth where this model was measured, '
             f'not a probability of disease. Sections without a view that shows them are not assessed.</footer>')
     style = _PAGE_STYLE + _PARTS_STYLE + _MEDIA_STYLE + film_style(r.films)
     return _document(f'Echo study {safe(r.study)}', style, _head_html(r) + summary_html(r) + body + foot)

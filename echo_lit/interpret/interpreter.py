@@ -213,7 +213,7 @@ def study_votes(
     stated = stated_findings(index, np.unique(rows))
     return votes | {SECTIONS[i]: section_votes(SECTIONS[i], seen, r, s, stated, settings, shares) for i, s, r in zip(can, scores, rows)}
 
-# %% ../../nbs/41_interpret.interpreter.ipynb #77c12a83
+# %% ../../nbs/41_interpret.interpreter.ipynb #4dd2bd49
 @patch
 @torch.inference_mode()
 def fraction(self: Interpreter,
@@ -231,8 +231,9 @@ def with_fraction(
     "Votes in which the head answers for ejection fraction, or leaves it open."
     left = votes['Left Ventricle']
     if said is None or left.reason: return votes
-    own = {} if said.ef is None else {'ef': Finding('ef', round(said.ef), 'head', (round(said.low), round(said.high)), said.right)}
-    return votes | {'Left Ventricle': replace(left, findings=own | {c: f for c, f in left.findings.items() if c != 'ef'})}
+    own, silent = {}, {'ef', 'lv_systolic_function', 'lv_esv'}
+    if said.ef is not None: own, silent = {'ef': Finding('ef', round(said.ef), 'head', (round(said.low), round(said.high)), said.right)}, {'ef'}
+    return votes | {'Left Ventricle': replace(left, findings=own | {c: f for c, f in left.findings.items() if c not in silent})}
 
 # %% ../../nbs/41_interpret.interpreter.ipynb #64f4fc58
 @patch
