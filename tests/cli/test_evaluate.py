@@ -46,7 +46,7 @@ def test_steps_and_prompts_come_from_the_reading_of_the_bundle(tmp_path, capsys)
     few = 'evaluate phantom-tiny --studies 2 --workers 0 --no-control --steps --zeroshot --out'
     assert run([*few.split(), str(tmp_path)]) == 0
     metrics, steps = json.loads((tmp_path/'metrics.json').read_text()), pd.read_csv(tmp_path/'steps.csv').set_index('step')
-    assert steps.loc['all clips, by view', 'value'] == pytest.approx(metrics['overlay_on']['ef']['mae']['value'], abs=1e-3)
-    assert list(steps.index) == ['one frame', 'one clip', 'all clips alike', 'all clips, by view']
+    assert steps.loc['with the heads', 'value'] == pytest.approx(metrics['overlay_on']['ef']['mae']['value'], abs=1e-3)
+    assert list(steps.index) == ['one frame', 'one clip', 'all clips alike', 'all clips, by view', 'with the heads']
     assert len(pd.read_csv(tmp_path/'zeroshot.csv')) == 0 and 'zeroshot.csv' in capsys.readouterr().out
     assert run(few.split()[:-1]) == 2 and 'need --out' in capsys.readouterr().err

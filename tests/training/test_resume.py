@@ -192,7 +192,7 @@ def test_a_recipe_killed_in_its_stages_ends_with_the_same_weights(tmp_path):
                           env={**os.environ, 'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1'}, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     whole, cut = ({p.name: p.read_bytes() for p in (tmp_path/k/'stages').iterdir()} for k in ('whole', 'cut'))
-    assert sorted(whole) == [f'{n}.safetensors' for n in ('attention', 'clips', 'text', 'video', 'views')]
+    assert sorted(whole) == [f'{n}.safetensors' for n in ('attention', 'clips', 'ef', 'text', 'video', 'views')]
     for stage in ('text.safetensors', 'views.safetensors'): assert whole[stage] == cut[stage]
     assert whole.keys() == cut.keys()
     assert [len(json.loads((tmp_path/k/'run.json').read_text())['starts']) for k in ('whole', 'cut')] == [1, 7]
