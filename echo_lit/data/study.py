@@ -160,14 +160,14 @@ def choose_study(
     kept = set(map(id, loose)).union(*(map(id, g) for g in groups.values()))
     return [i for i in items if id(i) in kept]
 
-# %% ../../nbs/11_data.study.ipynb #5666c6e7
+# %% ../../nbs/11_data.study.ipynb #4f898527
 def _choices(groups):
     count = lambda g: sum(isinstance(i.row, Clip) for i in g)
     listed = [f'{short_id(*k)} ({count(g)} clips)' if k[0] else f'files without a study ({count(g)} clips)' for k, g in groups.items()]
     patients = len({k[1] for k in groups if k[0]})
     what = f'{patients} patients' if patients > 1 else f'{len(groups)} studies'
     more = f' and {len(listed) - 8} more' if len(listed) > 8 else ''
-    return f'{what} in one place; choose one with study=: ' + ', '.join(listed[:8]) + more
+    return f'{what} in one place; choose one (study=, or --study on the command line): ' + ', '.join(listed[:8]) + more
 
 # %% ../../nbs/11_data.study.ipynb #b3977e1f
 def open_study(

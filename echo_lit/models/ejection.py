@@ -164,7 +164,7 @@ class EFReading:
         if self.ef is None: return f'ejection fraction: not assessed ({self.reason})'
         return f'ejection fraction: {self.ef:.0f} % ({self.low:.0f} to {self.high:.0f} in {self.level:.0%} of patients)'
 
-# %% ../../nbs/25d_models.ejection.ipynb #6378b1de
+# %% ../../nbs/25d_models.ejection.ipynb #9ac0623d
 def judged(
     ef: float, # As the head says, per cent
     distance: float, # From the training clips
@@ -176,7 +176,7 @@ def judged(
     "A reading, if the head may be trusted with this clip."
     why = ''
     if not math.isfinite(trust.width): why = f'{trust.patients} validation patients are too few for an interval of {trust.level:.0%}'
-    elif trust.views and view and view not in trust.views: why = f'the view is {view}, and {", ".join(trust.views)} was trained'
+    elif trust.views and view and view not in trust.views: why = f'the view is {view}, the head knows {", ".join(trust.views)}'
     elif distance > trust.farthest: why = f'unlike the training clips: distance {distance:.2f}, ordinary is up to {trust.farthest:.2f}'
     elif not trust.lowest <= ef <= trust.highest: why = f'{ef:.0f} is outside of the labels, {trust.lowest:.0f} to {trust.highest:.0f}'
     if why: return EFReading(None, None, None, trust.level, why, weights)

@@ -48,7 +48,7 @@ def ventricle_query(
     weights = weights[:, LEFT_VENTRICLE]
     return queries[:, LEFT_VENTRICLE], clip_share(weights), weights
 
-# %% ../../nbs/25e_models.fraction.ipynb #9c596aec
+# %% ../../nbs/25e_models.fraction.ipynb #b34d030d
 RIGHT = (FINDINGS['ef'].high - FINDINGS['ef'].low)/10 # Points by which a right answer may be off
 
 class FractionHead(nn.Module):
@@ -63,6 +63,8 @@ class FractionHead(nn.Module):
         self.line = nn.Linear(2*dim + 1, 1)
         self.register_buffer('known', torch.zeros(known, dim))
         self.sizes = dict(dim=dim, known=known, trust=dict(trust or {}), steps=[list(s) for s in steps])
+        if trust and (odd := {'level', 'lowest', 'highest', 'farthest', 'views'} ^ set(trust)): raise EchoError(f'what the head may be asked: {min(odd)} is missing or unknown')
+        if any(len(s) != 4 for s in self.sizes['steps']): raise EchoError('a step of the head is an edge, half an interval, a share and a number of patients')
 
     def config(self) -> dict: # Plain values
         "What it may be asked, with its sizes: `FractionHead(**config)` builds the same module."
@@ -95,7 +97,7 @@ def step_of(
     _, width, right, patients = next((s for s in steps if share <= s[0] + 1e-6), steps[-1])
     return Trust(**{**trust, 'views': tuple(trust['views']), 'width': float('inf') if width is None else width, 'patients': patients}), right
 
-# %% ../../nbs/25e_models.fraction.ipynb #36aaec91
+# %% ../../nbs/25e_models.fraction.ipynb #965388d7
 def study_fraction(
     bundle: Bundle, # With attention and head
     vectors: Tensor, # `[N,D]` of the clips of a study
@@ -111,6 +113,6 @@ def study_fraction(
     fit = torch.tensor([v in trust.views for v in named])
     if not fit.any():
         seen = ', '.join(dict.fromkeys(v or 'not recognised' for v in named))
-        return EFReading(None, None, None, trust.level, f'the view is {seen}, and {", ".join(trust.views)} was trained', weights)
+        return EFReading(None, None, None, trust.level, f'the view is {seen}, the head knows {", ".join(trust.views)}', weights)
     ef = head(query, share).item()
     return judged(ef, far[fit].min().item(), trust, None, weights, right)
