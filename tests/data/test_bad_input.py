@@ -98,7 +98,7 @@ def test_two_studies_are_a_choice(folder):
     write_dicom(folder/'second.dcm', cine(seed=9), 20, study_uid='2.25.2', patient_id='P')
     with pytest.raises(StudyError, match='2 studies in one place') as e: open_study(folder)
     assert '2.25' not in str(e.value)
-    short = str(e.value).split('study=: ')[1].split()[0]
+    short = str(e.value).split('on the command line): ')[1].split()[0]
     assert len(open_study(folder, study=short)) in (1, 3)
     assert len(open_study(folder, study='2.25.2')) == 1
 
