@@ -15,7 +15,7 @@ from ..terminal import frame_lines, progress_bar, say
 # %% auto #0
 __all__ = ['COMMANDS', 'train_recipe', 'train_head']
 
-# %% ../../nbs/60f_commands.train.ipynb #46b0e65e
+# %% ../../nbs/60f_commands.train.ipynb #72b8a03d
 def train_recipe(
     args: argparse.Namespace, # recipe, settings, ranks, print_slurm, nodes, gpus; those of `train_head`
 ) -> int: # Exit code
@@ -25,11 +25,13 @@ def train_recipe(
     if wrong: raise EchoError(f'settings are key=value, got {wrong[0]!r}')
     if args.print_slurm: return _print_slurm(args)
     from echo_lit.evaluate.calibrate import calibrate
+    from echo_lit.training.frames import is_frames, learn_frames
     from echo_lit.training.pretrain import is_pretraining, pretrain
     from echo_lit.training.recipe import train
     from echo_lit.training.unlabelled import distil, is_distillation
     settings = dict(s.split('=', 1) for s in args.settings)
-    follow = distil if is_distillation(args.recipe) else pretrain if is_pretraining(args.recipe) else train
+    kinds = ((is_distillation, distil), (is_frames, learn_frames), (is_pretraining, pretrain))
+    follow = next((how for fits, how in kinds if fits(args.recipe)), train)
     folder = follow(args.recipe, settings, say, ranks=args.ranks)
     if os.environ.get('RANK', '0') != '0': return DONE
     if follow is train: calibrate(folder, settings['data'])
@@ -65,11 +67,12 @@ def _add_head(add):
     add_shared(add, 'weights', 'unknown_patient', 'device', of='ef: ')
     add('--out', type=Path, metavar='DIR', help='ef: folder of the head, ef-head if left out')
 
-# %% ../../nbs/60f_commands.train.ipynb #66f4ce8f
+# %% ../../nbs/60f_commands.train.ipynb #fc55691c
 def _add_train(command):
     add = command('train', train_recipe, 'Follow a training recipe; the same command goes on with a run that was killed.')
-    add('recipe', help='phantom-tiny, video-report, discovr, ef, or a TOML file')
-    add('settings', nargs='*', metavar='key=value', help='data=CORPUS (of video-report: a manifest; of discovr: either) out=FOLDER, and any setting of the recipe as section.key=value')
+    add('recipe', help='phantom-tiny, video-report, discovr, dino, dino-report, ef, or a TOML file')
+    add('settings', nargs='*', metavar='key=value',
+        help='data=CORPUS (video-report, dino-report: a manifest; discovr, dino: either) out=FOLDER, and any setting of the recipe as section.key=value')
     add('--ranks', type=at_least(1), metavar='N', help='processes that torchrun should have started; any other number is an error')
     add('--print-slurm', action='store_true', help='print a job for sbatch instead')
     add('--nodes', type=at_least(1), default=1, metavar='N', help='machines of that job')

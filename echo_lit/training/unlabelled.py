@@ -45,17 +45,19 @@ from .teacher import Follow, along, cosine_values, held_values
 __all__ = ['Courses', 'learning_rates', 'Term', 'term_names', 'distillation_learner', 'recipe_config', 'unlabelled_loaders',
            'recipe_model', 'distil_stage', 'tower_bundle', 'is_distillation', 'distil']
 
-# %% ../../nbs/35e_training.unlabelled.ipynb #41538070
+# %% ../../nbs/35e_training.unlabelled.ipynb #a0f7abe0
 class Courses(Callback):
     "Rates and the teacher's temperature, step by step."
     order, run_valid = ParamScheduler.order + 1, False
     def __init__(self,
-        rate: Callable[[float], float], # Share of the run that is over to the learning rate
+        rate: Callable[[float], float|list[float]], # Share of the run that is over to the learning rate, one or one a group
         temperature: Callable[[float], float], # To the temperature of the teachers
         betas: tuple[float, float] = (.9, .95), # Of AdamW
-    ): self.rate, self.temperature, self.betas = rate, temperature, betas
+        decay: Callable[[float], float|list[float]]|None = None, # To the weight decay, one or one a group; None: it stays
+    ): self.rate, self.temperature, self.betas, self.decay = rate, temperature, betas, decay
     def before_batch(self):
         for k, v in zip(('lr', 'mom', 'sqr_mom'), (self.rate(self.pct_train), *self.betas)): self.opt.set_hyper(k, v)
+        if self.decay: self.opt.set_hyper('wd', self.decay(self.pct_train))
         get_model(self.model).temperature = self.temperature(self.pct_train)
 
 def learning_rates(
@@ -169,7 +171,7 @@ def distil_stage(
     fit(learn, c['epochs'])
     return model.state_dict()
 
-# %% ../../nbs/35e_training.unlabelled.ipynb #462936af
+# %% ../../nbs/35e_training.unlabelled.ipynb #9763cb57
 def tower_bundle(
     name: str, # Of the bundle
     model: Discovr, # Trained
@@ -178,7 +180,7 @@ def tower_bundle(
 ) -> Bundle: # With a video tower
     "A trained network that `load_model` reads."
     video = model.tower(which)
-    return Bundle(name, video=video, contract=model.contract, config=dict(about or {}, grid=list(video.vit.grid)))
+    return Bundle(name, video=video, contract=video.contract, config=dict(about or {}, grid=list(video.vit.grid)))
 
 def is_distillation(
     recipe: str|Path, # Name or TOML file
@@ -186,23 +188,25 @@ def is_distillation(
     "Whether `distil` follows this recipe."
     return 'questions' in load_recipe(recipe)
 
-# %% ../../nbs/35e_training.unlabelled.ipynb #24609a43
+# %% ../../nbs/35e_training.unlabelled.ipynb #a0b83edc
 def distil(
     recipe: str|Path, # Name or TOML file
     overrides: dict[str, object]|None = None, # `data` (corpus or manifest), `out` (folder), and settings as `section.key`
     say: Callable[[str], None] = print, # Told what is going on
     quiet: bool = False, # No line an epoch
     ranks: int|None = None, # Processes that there should be; any number if None
+    make: Callable = recipe_model, # Recipe and contract to the model
+    learn: Callable = distil_stage, # Recipe, loaders, model, `fit`, folder and `say` to its weights
 ) -> Path: # The bundle: `out`/name
     "Follows a recipe of clips without labels; a run that was killed goes on."
     join_ranks(ranks)
     data, out, overrides = data_and_out(overrides)
     dls, contract, facts = unlabelled_loaders(data, r := load_recipe(recipe, overrides))
-    model, keys = recipe_model(r, contract), dict(data=facts['hash'], settings=stage_key(r))
+    model, keys = make(r, contract), dict(data=facts['hash'], settings=stage_key(r))
     run_card(out/'run.json', settings=r, data=facts, contract=contract.to_dict())
     stage = keyed_stages(out/'stages', r, keys, say, quiet)
-    model.load_state_dict(stage('distil', tuple(keys), lambda fit: distil_stage(r, dls, model, fit, out, say)))
+    model.load_state_dict(stage('distil', tuple(keys), lambda fit: learn(r, dls, model, fit, out, say)))
     if rank_distrib(): return out/r['name']
     about = dict(recipe=r, stages=keys, trained_on=f'{facts["clips"]} clips without labels')
-    if model.config.image: save_bundle(tower_bundle(f'{r["name"]}-frames', model, 'image', about), out/f'{r["name"]}-frames')
+    if getattr(model.config, 'image', 0): save_bundle(tower_bundle(f'{r["name"]}-frames', model, 'image', about), out/f'{r["name"]}-frames')
     return save_bundle(tower_bundle(r['name'], model, 'teacher', about), out/r['name'])
