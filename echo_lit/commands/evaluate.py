@@ -123,7 +123,7 @@ def _add_bench(command):
              'ablations: what each part of learning without labels is worth, labels: what few labels are, some hours; both go on where they were stopped')
     add('--clips', type=at_least(1), metavar='N', help='clips of a study, 50 if left out; ranks: of an epoch, 64; distillation: of a step, 2; ablations and labels: shown to each network')
     add('--rounds', type=at_least(1), metavar='N', help='rounds that count')
-    add('--data', type=Path, metavar='DIR', help='shots: EchoNet-Dynamic, a manifest, or a folder to fill with phantoms; ablations and labels: a folder with corpora of phantoms, train and valid')
+    add('--data', type=Path, metavar='DIR', help='shots: EchoNet-Dynamic, a manifest, or a folder to fill with phantoms; ablations and labels: a folder with corpora of phantoms, train and val')
     add('--weights', type=Path, metavar='PATH', help='shots: weights of the ImageNet encoder, for a second one; labels: folder of the encoder')
     add('--out', type=Path, metavar='FILE.csv', help='where the table goes, too')
 

@@ -132,8 +132,8 @@ def phantom_study(
     name = content_id(f'phantom {seed}'.encode())
     return PhantomStudy(Study(name, name, clips), heart, shots, findings, write_report(findings, seed))
 
-# %% ../../nbs/15e_data.phantom.ipynb #a920f6bd
-SEEDS = {'train': 1_000_000, 'valid': 2_000_000, 'bank': 5_000_000, 'test': 9_000_000} # First seed of each population
+# %% ../../nbs/15e_data.phantom.ipynb #d1c9ebcf
+SEEDS = {'train': 1_000_000, 'val': 2_000_000, 'bank': 5_000_000, 'test': 9_000_000} # First seed of each population
 
 def phantom_reports(
     n: int, # Reports

@@ -53,7 +53,7 @@ def ablated(
 
 # %% ../../nbs/50f_evaluate.ablations.ipynb #d42020ee
 def ablations(
-    data: str|Path, # Corpora of phantoms, `train` and `valid` in one folder
+    data: str|Path, # Corpora of phantoms, `train` and `val` in one folder
     out: str|Path = 'ablations', # Folder of runs, vectors and tables
     clips: int = 0, # Shown to each run, about; 0: as the recipe says
     runs: Sequence[str] = tuple(RUNS), # Of `RUNS`
@@ -91,7 +91,7 @@ def _budget(corpus, clips, settings):
 LABELS = (.01, .1, 1.)
 
 def label_table(
-    data: str|Path, # Corpora of phantoms, `train` and `valid` in one folder
+    data: str|Path, # Corpora of phantoms, `train` and `val` in one folder
     weights: str|Path, # Bundle with the encoder
     out: str|Path = 'ablations/labels.csv', # Grows by a row for each answer; rows that are there are not measured again
     shares: Sequence[float] = LABELS, # Of the patients that have labels

@@ -280,7 +280,8 @@ def commands(
     "The commands behind a bundle and its numbers."
     name, studies = metrics['model']['name'], metrics['overlay_on']['studies']
     sizes, tail = config.get('recipe', {}).get('corpus', {}), f'--studies {studies} --seed {metrics["seed"]}'
-    render = [f'echo_lit phantom CORPUS/{side} --corpus --studies {n} --seed {SEEDS[side]}' for side, n in sizes.items()]
+    sides = {{'valid': 'val'}.get(side, side): n for side, n in sizes.items()}
+    render = [f'echo_lit phantom CORPUS/{side} --corpus --studies {n} --seed {SEEDS[side]}' for side, n in sides.items()]
     return [*render, f'echo_lit train {name} data=CORPUS out=OUT', f'echo_lit evaluate OUT/{name} {tail}']
 
 # %% ../../nbs/53_evaluate.bundle.ipynb #da58b6f8

@@ -41,7 +41,7 @@ def corpus_table(
 ) -> pd.DataFrame: # A manifest: clip ids are study and row, findings are labels; `split` where the corpus has sides
     "A corpus as a manifest, its rows in the order of the clips."
     t, at = corpus.table, corpus.study_rows
-    side = corpus.studies.side.map({'train': 'train', 'valid': 'test'}).to_numpy()[at] if 'side' in corpus.studies else None
+    side = corpus.studies.side.map({'train': 'train', 'val': 'test'}).to_numpy()[at] if 'side' in corpus.studies else None
     rows = t[['patient_id', 'study_id', 'view']].assign(dataset='corpus', clip_id=t.study_id + '-' + t.row.astype(str), path='', kind='bmode', split=side)
     found = pd.DataFrame(corpus.findings).iloc[at].reset_index(drop=True)
     if 'shot' in t: seen = {c: t.shot.map(lambda s: c in SHOWS[s]) for c in found}

@@ -23,7 +23,8 @@ from ..models.video import VideoTower, autocast
 from ..models.views import ViewClassifier
 from .batches import padded
 from .learner import echo_learner, finding_loss
-from .loaders import Augment, Corpus, FindingCodec, drawn_loader
+from .augment import Augment
+from .loaders import Corpus, FindingCodec, drawn_loader
 from .losses import Scale, clip_loss, same_report
 from .reader import EchoLoader
 from .sections import section_codes, section_loss, section_targets

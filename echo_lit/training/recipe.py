@@ -30,7 +30,8 @@ from .sections import contrastive_target, section_learner
 from .distributed import every_rank, join_ranks
 from .fraction import ef_head, ef_stage
 from .learner import finding_share
-from .loaders import Augment, Corpus, FindingCodec, clip_loaders, clip_targets, open_corpora, patient_split
+from .augment import Augment
+from .loaders import Corpus, FindingCodec, clip_loaders, clip_targets, open_corpora, patient_split
 from .readout import fit_readout
 from .record import run_card
 from .resume import Checkpoints, run_stage, stage_key
@@ -233,7 +234,7 @@ def attention_stage(
 
 # %% ../../nbs/34a_training.recipe.ipynb #511260c0
 def corpus_key(
-    folder: str|Path, # A corpus, or `train` and `valid`
+    folder: str|Path, # A corpus, or `train` and `val`
 ) -> str: # 16 hexadecimal digits
     "A short name for what a corpus holds."
     specs = sorted([*Path(folder).glob('**/corpus.json'), *Path(folder).glob('**/studies.parquet'), *Path(folder).glob('**/clips.parquet')])

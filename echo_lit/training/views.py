@@ -22,7 +22,8 @@ from ..data.shards import Shards
 from ..models.views import ViewClassifier, abstention_curve, fit_temperature, fit_threshold
 from .batches import report_batches
 from .learner import echo_learner
-from .loaders import Augment, Corpus, clip_loaders
+from .augment import Augment
+from .loaders import Corpus, clip_loaders
 from .reader import EchoLoader
 from ..vocabulary import COARSE_VIEWS, FINE_VIEWS
 

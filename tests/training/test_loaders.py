@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from echo_lit.training.loaders import (Augment, CorpusError, FindingCodec, clip_loader, clip_loaders, clip_targets, disc_corpus, open_corpora, open_corpus,
+from echo_lit.training.augment import Augment
+from echo_lit.training.loaders import (CorpusError, FindingCodec, clip_loader, clip_loaders, clip_targets, disc_corpus, open_corpora, open_corpus,
                                        patient_fold, patient_split, visible_findings)
 from echo_lit.training.learner import FindingHead, finding_loss
 from echo_lit.vocabulary import COARSE_VIEWS, FINDINGS
@@ -55,9 +56,11 @@ def test_clips_keep_their_own_targets(corpus):
     assert sum(len(t) for _, t in clip_loader(corpus, np.arange(36), y, bs=7)) == 36
 
 
-def test_sides_of_two_corpora_are_kept(tmp_path):
-    for side, seed in (('train', 0), ('valid', 1)): disc_corpus(tmp_path/side, n=4, seed=seed, prefix=side)
+@pytest.mark.parametrize('held', ['val', 'valid'])
+def test_sides_of_two_corpora_are_kept(tmp_path, held):
+    for side, seed in (('train', 0), (held, 1)): disc_corpus(tmp_path/side, n=4, seed=seed, prefix=side)
     both = open_corpora(tmp_path)
+    assert both.studies.side.tolist() == ['train']*4 + ['val']*4
     dls = clip_loaders(both, torch.from_numpy(both.study_rows), bs=4)
     assert (dls.train.n, dls.valid.n) == (12, 12)
     assert all((x[0].numpy() == both.clips[12 + i*4]).all() for i, (x, _) in enumerate(dls.valid))
