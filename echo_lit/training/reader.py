@@ -136,7 +136,7 @@ def stirred(
 class LostClips(EchoError):
     "Too many clips of a run cannot be read."
 
-# %% ../../nbs/30a_training.reader.ipynb #1816ea1b
+# %% ../../nbs/30a_training.reader.ipynb #bd6c0229
 class EchoLoader(DataLoader):
     "Batches of items; `at` are the numbers of the last ones, failures are written down, and the order is a function of the seed."
     def __init__(self,
@@ -158,13 +158,16 @@ class EchoLoader(DataLoader):
         if weights is not None and len(weights) != self.items: raise EchoError(f'{len(weights)} weights for {self.items} items')
         super().__init__(range(self.items), bs=bs, num_workers=workers, **kwargs)
 
-    def one_batch(self):
-        was = replace(self.position)
-        try: return super().one_batch()
-        finally: self.position = was
-
     @property
     def get_idxs(self): raise AttributeError('items come in the order of the table; there is nothing to put back')
+
+# %% ../../nbs/30a_training.reader.ipynb #8c0cca31
+@patch
+def one_batch(self: EchoLoader) -> tuple: # Clips on the device, and what goes beside them
+    "A batch to look at; the place in the epoch stays."
+    was = replace(self.position)
+    try: return super(EchoLoader, self).one_batch()
+    finally: self.position = was
 
 # %% ../../nbs/30a_training.reader.ipynb #64991324
 @patch
