@@ -15,8 +15,8 @@ from ..vocabulary import CUTS, FINDING_KINDS, FINDINGS, Finding, FindingType, gr
 from ..models.hub import Bundle
 
 # %% auto #0
-__all__ = ['vote_weights', 'agreement', 'weighted_quantile', 'decided', 'vote', 'consistent', 'Settings', 'Votes',
-           'section_votes', 'trusted', 'passes', 'findings_table']
+__all__ = ['UNSEEN', 'UNSTATED', 'TOO_FAR', 'vote_weights', 'agreement', 'weighted_quantile', 'decided', 'vote', 'consistent',
+           'Settings', 'Votes', 'section_votes', 'trusted', 'passes', 'findings_table']
 
 # %% ../../nbs/40a_interpret.votes.ipynb #f04fd5e2
 def vote_weights(
@@ -157,7 +157,9 @@ class Settings:
         try: return cls(**{**given, 'gate': {**cls().gate, **gate} if isinstance(gate, dict) else gate})
         except EchoError as e: raise EchoError(f'{bundle.name}: {e}') from None
 
-# %% ../../nbs/40a_interpret.votes.ipynb #2825286a
+# %% ../../nbs/40a_interpret.votes.ipynb #5adc20b6
+UNSEEN, UNSTATED, TOO_FAR = 'no view that shows it', 'no similar report states it', 'no report is similar enough'
+
 @dataclass
 class Votes:
     "The neighbours of one section and what came of them."
@@ -167,7 +169,7 @@ class Votes:
     similarity: np.ndarray # `[n]` their cosines
     reason: str = '' # Why it is not assessed; '' where it may be
 
-# %% ../../nbs/40a_interpret.votes.ipynb #f0d8f807
+# %% ../../nbs/40a_interpret.votes.ipynb #65046257
 def section_votes(
     section: str, # One of `SECTIONS`
     seen: set, # Coarse views that the study has, abstentions left out
@@ -181,8 +183,8 @@ def section_votes(
     here = {c for c, t in FINDINGS.items() if t.section == section}
     use = np.array([bool(here & stated[r].keys()) for r in rows], bool)
     votes = Votes(section, {}, rows[use], similarity[use])
-    if not use.any(): return replace(votes, reason='no similar report states it')
-    if votes.similarity[0] < settings.similarity: return replace(votes, reason='no report is similar enough')
+    if not use.any(): return replace(votes, reason=UNSTATED)
+    if votes.similarity[0] < settings.similarity: return replace(votes, reason=TOO_FAR)
     for code in (c for c in FINDINGS if c in here and seen & set(FINDINGS[c].views)):
         if code in (shares or {}):
             votes.findings[code] = decided(code, shares[code], settings.cuts.get(code, .5), 'readout')
