@@ -36,14 +36,14 @@ def stated_findings(
             raise EchoError(f'the findings of report {report} in the bank cannot be read ({plain_text(e, 120)}): build the bank again') from None
     return out
 
-# %% ../../nbs/40c_interpret.composing.ipynb #bd75e998
+# %% ../../nbs/40c_interpret.composing.ipynb #7b5fcd29
 def study_votes(
     index: ReportIndex, # The bank
     queries: np.ndarray, # `[15,D]`, one a section
     seen: set, # Coarse views of the study, abstentions left out
     settings: Settings, # How to vote
     patient: str = None, # Whose reports are left out
-    shares: dict|None = None, # Code to probability of 'present', read off the clips
+    read: dict|None = None, # As in `section_votes`
 ) -> dict[str, Votes]: # All sections
     "Votes of every section, with the reason where there are none."
     votes = {s: Votes(s, {}, np.empty(0, int), np.empty(0), UNSEEN) for s in SECTIONS}
@@ -51,7 +51,7 @@ def study_votes(
     if not can: return votes
     scores, rows = index.search(queries[can], settings.pool, patient)
     stated = stated_findings(index, np.unique(rows))
-    return votes | {SECTIONS[i]: section_votes(SECTIONS[i], seen, r, s, stated, settings, shares) for i, s, r in zip(can, scores, rows)}
+    return votes | {SECTIONS[i]: section_votes(SECTIONS[i], seen, r, s, stated, settings, read) for i, s, r in zip(can, scores, rows)}
 
 # %% ../../nbs/40c_interpret.composing.ipynb #36199797
 def with_fraction(

@@ -100,7 +100,7 @@ def read_clips(self: Interpreter,
     if not readings: raise EchoError(f'study {study.id}: no usable clip ({len(failures)} failed, {len(aside)} set aside{first})')
     return readings, failures, aside
 
-# %% ../../nbs/41_interpret.interpreter.ipynb #4621af73
+# %% ../../nbs/41_interpret.interpreter.ipynb #1dfd5e6d
 def _stacked(self, readings):
     "Vectors, view probabilities and mask of one study, where the model is."
     device = next(self.bundle.attention.parameters()).device
@@ -120,10 +120,9 @@ def queries(self: Interpreter,
 @torch.inference_mode()
 def read_out(self: Interpreter,
     readings: list[ClipReading], # From `read_clips`
-) -> dict[str, float]: # Code to probability of 'present'; empty for a model without a readout
+) -> dict[str, float|tuple[float, float]]: # Code to probability of 'present', or to a number and its standard deviation; empty for a model without a readout
     "What the clips themselves say is there."
-    if (readout := self.bundle.readout) is None: return {}
-    return dict(zip(readout.codes, readout(*_stacked(self, readings))[0].sigmoid().tolist()))
+    return self.bundle.readout.answers(*_stacked(self, readings)) if self.bundle.readout else {}
 
 # %% ../../nbs/41_interpret.interpreter.ipynb #0a99f4bc
 @patch
