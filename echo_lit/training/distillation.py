@@ -24,28 +24,30 @@ def prototype_scores(
     with torch.autocast(tokens.device.type, enabled=False):
         return F.normalize(tokens.float(), dim=-1) @ prototypes.float().T
 
-# %% ../../nbs/35_training.distillation.ipynb #cc66e646
+# %% ../../nbs/35_training.distillation.ipynb #04c961b6
 @torch.no_grad()
 def balance(
     scores: Tensor, # `[M,K]` of this process
     eps: float = .05, # Softness
     iters: int = 10, # Turns; 0: no balance
     chunk: int = 8192, # Tokens at a time
+    alone: bool = False, # Of this process only
 ) -> Tensor: # `[K]`; softmax(scores/eps + balance) gives the shares
     "What each prototype needs to get its share of the tokens of all processes."
     parts = scores.float().split(chunk)
     if not iters: return scores.new_zeros(scores.shape[1], dtype=torch.float)
-    u = -over_ranks(torch.stack([(p/eps).logsumexp(0) for p in parts]).logsumexp(0))
+    u = -over_ranks(torch.stack([(p/eps).logsumexp(0) for p in parts]).logsumexp(0), alone)
     for _ in range(iters - 1):
         mass = sum((p/eps + u).softmax(1).sum(0) for p in parts)
-        u = u - over_ranks(mass.log())
+        u = u - over_ranks(mass.log(), alone)
     return u
 
 def over_ranks(
     logs: Tensor, # `[K]` logarithms of this process
+    alone: bool = False, # Only those
 ) -> Tensor: # `[K]` logarithm of the sum over processes
     "Masses of all processes together."
-    if not several(): return logs
+    if alone or not several(): return logs
     dist.all_gather(all_logs := [torch.empty_like(logs) for _ in range(dist.get_world_size())], logs.contiguous())
     return torch.stack(all_logs).logsumexp(0)
 
@@ -76,7 +78,7 @@ def swapped(
     "Cross-entropy of each token."
     return F.cross_entropy(logits, target.argmax(1) if hard else target.softmax(1), reduction='none')
 
-# %% ../../nbs/35_training.distillation.ipynb #ea968a3a
+# %% ../../nbs/35_training.distillation.ipynb #52d1aece
 def cluster_distillation_loss(
     x: Tensor, # `[B,N,D]` tokens that learn
     f: Tensor, # `[B,N,D]` tokens of the other network, at the same places
@@ -87,11 +89,12 @@ def cluster_distillation_loss(
     hard: bool = False, # Assignments to the nearest prototype alone
     teach: tuple = (True, True), # Whether prototypes learn from the first half, and from the second
     chunk: int = 4096, # Tokens at a time
+    alone: bool = False, # Shares are those of this process, as in a validation
 ) -> tuple[Tensor, Tensor]: # x predicts the assignments of f; f predicts those of x
     "Cross-entropies of two networks that predict each other's clusters."
     x, f = x.flatten(0, 1), f.flatten(0, 1)
     px, pf = (prototypes if t else prototypes.detach() for t in teach)
-    with torch.no_grad(): ux, uf = (balance(prototype_scores(t, prototypes), eps, iters) for t in (x, f))
+    with torch.no_grad(): ux, uf = (balance(prototype_scores(t, prototypes), eps, iters, alone=alone) for t in (x, f))
     def halves(x: Tensor, f: Tensor) -> Tensor:
         sx, sf = prototype_scores(x, px), prototype_scores(f, pf)
         return torch.stack([swapped(sx/temperature, sf.detach()/eps + uf, hard), swapped(sf/temperature, sx.detach()/eps + ux, hard)], 1)
