@@ -120,7 +120,7 @@ def draw(self: Dino,
         if not self.training: torch.manual_seed(0)
         return draw_crops(clips, self.crops, c.patch, share=c.share, ratio=(c.low, c.high), blob=c.blob)
 
-# %% ../../nbs/36a_training.dino.ipynb #d6fc7ce0
+# %% ../../nbs/36a_training.dino.ipynb #2931add9
 @patch
 @torch.no_grad()
 def answered(self: Dino,
@@ -130,10 +130,10 @@ def answered(self: Dino,
     "What the teacher says; in training its centre moves."
     loss, c = getattr(self, kind), self.config
     logits = self.teacher_head.logits(self.teacher_head(tokens)).float()
-    p = loss.answers(logits, self.temperature)
+    p = centred = loss.answers(logits, self.temperature)
     if self.training: move_centre(loss, logits, p)
     if self.training and c.centring == 'sinkhorn': p = sinkhorn(logits, self.temperature, c.turns)
-    if kind == 'dino': self.said = dict(image=dict(answers=p, features=tokens.float()), usage=prototype_usage(logits))
+    if kind == 'dino': self.said = dict(image=dict(answers=p, features=tokens.float()), usage=prototype_usage(centred))
     return p
 
 # %% ../../nbs/36a_training.dino.ipynb #150195ac
