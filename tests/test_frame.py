@@ -2,7 +2,9 @@
 import ast
 import configparser
 import importlib.util
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -104,3 +106,25 @@ def test_each_import_is_declared(root):
     used -= {*sys.stdlib_module_names, 'echo_lit'}
     declared = requirement_names(root) | requirement_names(root, ('codecs_requirements',))
     assert {package.get(name, name).lower().replace('_', '-') for name in used} <= declared
+
+
+@pytest.mark.parametrize('free_gb, stamped, code, line', [(3, False, 1, 'set-up: only 3 GB'), (3, True, 0, ''), (500, False, 1, 'could not make')])
+def test_setup_stops_where_the_disk_is_full_and_not_where_all_is_there(root, tmp_path, free_gb, stamped, code, line):
+    "With a disk that says so, and a Python that can make no environment."
+    for name in ('tools/setup.sh', 'pyproject.toml', 'settings.ini', 'setup.py', 'constraints.txt'):
+        (tmp_path/name).parent.mkdir(exist_ok=True)
+        shutil.copy(root/name, tmp_path/name)
+    fakes = {'df': f'echo "Filesystem 1024-blocks Used Available"; echo "disk 0 0 {free_gb*1024**2}"',
+             'python': f'[ "$1" = -m ] && exit 1; exec {sys.executable} "$@"'}
+    for name, text in fakes.items():
+        (tmp_path/name).write_text(f'#!/bin/sh\n{text}\n')
+        (tmp_path/name).chmod(0o755)
+    if stamped:
+        key = re.search(r'^key=.*?\n(.*?)^PY$', (tmp_path/'tools/setup.sh').read_text(), re.M | re.S)[1]
+        (tmp_path/'.venv/bin').mkdir(parents=True)
+        (tmp_path/'.venv/bin/python').symlink_to(sys.executable)
+        (tmp_path/'.venv/echo_lit.stamp').write_text(f'{python("-c", key, cwd=tmp_path).stdout.strip()} {tmp_path}\n')
+    env = {k: v for k, v in os.environ.items() if k != 'ECHO_LIT_VENV_CACHE'} | {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'PYTHON': str(tmp_path/'python')}
+    done = subprocess.run(['bash', 'tools/setup.sh'], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert (done.returncode, line in done.stderr, len(done.stderr.splitlines())) == (code, True, code), done.stderr
+    assert (tmp_path/'.venv').exists() == stamped

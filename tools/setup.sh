@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Make .venv with everything in it. Does nothing when the requirement files have not changed.
 # With ECHO_LIT_VENV_CACHE=DIR the environment lives in DIR, named by a hash of those files, and .venv is a link to it.
+# Stops before it begins where the disk is too full: packages take 7.5 GB, and pip unpacks them beside each other.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -31,13 +32,23 @@ else
     venv=.venv
     if [ -L .venv ]; then rm .venv; fi
 fi
+have=$(cut -d' ' -f1 "$venv/echo_lit.stamp" 2>/dev/null || true)
+if [ "$have" != "$key" ]; then
+    need=10
+    free=$(df -Pk "$(dirname "$venv")" 2>/dev/null | awk 'NR == 2 {print $4}' || true)
+    held=$(du -sk "$venv/" 2>/dev/null | cut -f1 || true)
+    if [ -n "$free" ] && [ $((free + ${held:-0})) -lt $((need*1024*1024)) ]; then
+        echo "set-up: only $(((free + ${held:-0})/1024/1024)) GB for the environment in $(cd "$(dirname "$venv")" && pwd), and it needs $need GB; make room there, or name a folder on another disk: ECHO_LIT_VENV_CACHE=DIR make" >&2
+        exit 1
+    fi
+fi
 version='import sys; print(sys.version_info[:2])'
 if [ "$("$venv/bin/python" -c "$version" 2>/dev/null || true)" != "$("$python" -c "$version")" ]; then
     echo "set-up: making an environment in $venv"
     "$python" -m venv --clear "$venv" || { echo "set-up: could not make a virtual environment (Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
 fi
 pip=("$venv/bin/python" -m pip -qq --disable-pip-version-check install -c constraints.txt)
-if [ "$(cut -d' ' -f1 "$venv/echo_lit.stamp" 2>/dev/null || true)" = "$key" ]; then
+if [ "$have" = "$key" ]; then
     echo "set-up: pointing the cached environment at this clone"
     "${pip[@]}" --no-deps -e .
 else
