@@ -27,7 +27,7 @@ from ..training.recut import refitted
 from ..training.unlabelled import distil
 
 # %% auto #0
-__all__ = ['RUNS', 'LABELS', 'ablated', 'ablations', 'label_table']
+__all__ = ['RUNS', 'LABELS', 'ablated', 'ablations', 'budget', 'label_table']
 
 # %% ../../nbs/50f_evaluate.ablations.ipynb #14ab0fd5
 RUNS = {
@@ -51,7 +51,7 @@ def ablated(
     folder = distil(recipe, settings | RUNS[name] | dict(data=data, out=Path(out)/name.replace(' ', '-')), say, quiet=True)
     return load_model(f'{folder}-frames' if name == 'image branch' else folder).video
 
-# %% ../../nbs/50f_evaluate.ablations.ipynb #d42020ee
+# %% ../../nbs/50f_evaluate.ablations.ipynb #c56332d6
 def ablations(
     data: str|Path, # Corpora of phantoms, `train` and `val` in one folder
     out: str|Path = 'ablations', # Folder of runs, vectors and tables
@@ -65,11 +65,8 @@ def ablations(
 ) -> pd.DataFrame: # From the comparison of all runs that are over
     "What each part of the training is worth."
     data, out = Path(data), Path(out)
-    settings |= _budget(data/'train', clips, settings) if clips else {}
-    source, table = open_probed(data)
-    table = fewer(table, share)
-    items = corpus_outlines(source, table, dict(train=2*outlines, val=outlines//2, test=outlines)) if outlines else []
-    kept = table.iloc[sorted({i for q in questions for i in task_of(table, q).rows})].reset_index(drop=True)
+    settings |= budget(data/'train', clips, settings) if clips else {}
+    source, kept, items = _asked(data, share, questions, outlines)
     towers, said = {}, {}
     for name in runs:
         towers[name] = ablated(name, data/'train', out, settings, say=say)
@@ -81,13 +78,24 @@ def ablations(
         say(f'{name}: done, {len(towers) - 1} of {len(runs)}')
     return pd.read_csv(out/'probes.csv')
 
-# %% ../../nbs/50f_evaluate.ablations.ipynb #f5d74b24
-def _budget(corpus, clips, settings):
-    "Settings under which about so many clips are shown once."
+# %% ../../nbs/50f_evaluate.ablations.ipynb #69805801
+def budget(
+    corpus: str|Path, # To learn from
+    clips: int, # To show, about
+    settings: dict, # Of the recipe
+) -> dict: # Settings under which so many are shown
+    "As few patients as will do, or as many epochs as it takes."
     there = len(open_corpora(corpus).table)*(1 - load_recipe('discovr-phantom', settings)['valid'])
     return {'learn.epochs': max(1, round(clips/there)), 'corpus.share': min(1., clips/there)}
 
-# %% ../../nbs/50f_evaluate.ablations.ipynb #04d5168d
+def _asked(data, share, questions, outlines):
+    "Where the pixels are, the rows that a question needs, and outlines to draw."
+    source, table = open_probed(data)
+    table = fewer(table, share)
+    items = corpus_outlines(source, table, dict(train=2*outlines, val=outlines//2, test=outlines)) if outlines else []
+    return source, table.iloc[sorted({i for q in questions for i in task_of(table, q).rows})].reset_index(drop=True), items
+
+# %% ../../nbs/50f_evaluate.ablations.ipynb #5cba715b
 LABELS = (.01, .1, 1.)
 
 def label_table(
@@ -105,21 +113,25 @@ def label_table(
     table = table.iloc[task_of(table, question).rows].reset_index(drop=True)
     there = pd.read_csv(out) if out.exists() else pd.DataFrame()
     out.parent.mkdir(parents=True, exist_ok=True)
-    first = untrained(trained)
-    def frozen(tower: VideoTower) -> Callable: return lambda t: (PROBES['linear'], features(tower, table, source, cache).of(t))
-    ways = {'frozen': frozen(trained), 'untrained': frozen(first), 'from nothing': lambda t: (_whole(first, source, clips//bs, bs), _numbers(t))}
+    ways = _ways(trained, source, table, clips//bs, bs, cache)
     for share, way in ((s, w) for s in shares for w in ways):
         if len(there) and ((there.labels == share) & (there.encoder == way)).any(): continue
         rows = fewer(table, share)
-        task, (probe, x) = task_of(rows, question), ways[way](rows)
-        answers = ask(task, x, probe)
-        train = len(set(task.patient[task.of('train')]))
-        found = [dict(labels=share, encoder=way, probe=probe.name, **m, train=train, patients=len(set(answers.patient))) for m in measured(answers)]
-        there = pd.concat([there, pd.DataFrame(found)], ignore_index=True)
+        found = _answers(task_of(rows, question), *ways[way](rows)).assign(labels=share, encoder=way)
+        there = pd.concat([there, found[['labels', 'encoder', *found.columns[:-2]]]], ignore_index=True)
         write_atomically(out, there.to_csv(index=False))
     return there
 
-# %% ../../nbs/50f_evaluate.ablations.ipynb #6b686ee4
+# %% ../../nbs/50f_evaluate.ablations.ipynb #4f1c9067
+def _ways(trained, source, table, steps, bs, cache):
+    first = untrained(trained)
+    def frozen(tower: VideoTower) -> Callable: return lambda t: (PROBES['linear'], features(tower, table, source, cache).of(t))
+    return {'frozen': frozen(trained), 'untrained': frozen(first), 'from nothing': lambda t: (_whole(first, source, steps, bs), _numbers(t))}
+
+def _answers(task, probe, x):
+    answers, train = ask(task, x, probe), len(set(task.patient[task.of('train')]))
+    return pd.DataFrame([dict(probe=probe.name, **m, train=train, patients=len(set(answers.patient))) for m in measured(answers)])
+
 def _numbers(table): return table.clip_id.str.rpartition('-')[2].astype(int).to_numpy()[:, None]
 
 def _whole(tower, source, steps, bs):
