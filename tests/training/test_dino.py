@@ -87,6 +87,17 @@ def quiet(line): pass
 def corpus(tmp_path_factory): return disc_corpus(tmp_path_factory.mktemp('discs'), n=5)
 
 
+@pytest.mark.slow
+def test_two_processes_make_one_bundle(corpus, tmp_path):
+    settings = SIZES | {'learn.batch': 4, 'learn.epochs': 1, 'valid': .7, 'terms.centring': 'sinkhorn', 'terms.koleo': .1}
+    command = ['-c', 'from echo_lit.cli import main; main()', 'train', 'dino', f'data={corpus}', f'out={tmp_path}', '--ranks', '2']
+    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', '--no-python', sys.executable, *command,
+                           *(f'{k}={v}' for k, v in settings.items())], capture_output=True, text=True, timeout=900)
+    assert f'model bundle in {tmp_path/"dino"}' in done.stdout, done.stderr[-3000:]
+    assert load_model(tmp_path/'dino').config['grid'] == [1, 4, 4]
+    assert len(pd.read_csv(tmp_path/'history.csv')) == 1
+
+
 def test_the_command_makes_a_bundle(corpus, tmp_path, capsys):
     assert run(['train', 'dino', f'data={corpus}', f'out={tmp_path}', *(f'{k}={v}' for k, v in SIZES.items())]) == 0
     assert f'model bundle in {tmp_path/"dino"}' in capsys.readouterr().out
@@ -111,6 +122,32 @@ def test_a_killed_run_goes_on(corpus, tmp_path, monkeypatch):
     a, b = (pd.read_csv(tmp_path/n/'signs.csv') for n in ('whole', 'cut'))
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     for k, v in whole.items(): torch.testing.assert_close(v, cut[k], rtol=2e-3, atol=1e-5)
+
+
+def test_a_run_begins_with_a_download(corpus, tmp_path):
+    own = Dino(DinoConfig(**TINY, drop=0.), MultiCrop(32, 16), CONTRACT).student.state_dict()
+    formula = {k: .1*torch.sin(.7*torch.arange(v.numel()) + len(k)).view(v.shape) for k, v in own.items()}
+    row = .1*torch.cos(torch.arange(24.))[None, None]
+    file = {k.replace('reg_token', 'register_tokens').replace('blocks.', 'blocks.0.'): v for k, v in formula.items()}
+    file |= {'pos_embed': torch.cat([row, formula['pos_embed']], 1), 'mask_token': torch.zeros(1, 24)}
+    file['patch_embed.proj.weight'] = formula['patch_embed.proj.weight'][:, :, 0]
+    torch.save(dict(teacher={f'backbone.{k}': v for k, v in file.items()} | {'dino_head.mlp.0.bias': row}), tmp_path/'dinov2.pth')
+    still = SIZES | {'learn.lr': 0., 'learn.end': 0., 'learn.epochs': 1, 'start': tmp_path/'dinov2.pth', 'data': corpus}
+    begun = load_model(learn_frames('dino', still | {'out': tmp_path/'still'}, quiet, True)).video.vit.state_dict()
+    formula['cls_token'] = formula['cls_token'] + row
+    for k, v in formula.items(): torch.testing.assert_close(begun[k], v, rtol=1e-3, atol=1e-4)
+    moved = load_model(learn_frames('dino', still | {'out': tmp_path/'moved', 'learn.lr': 1., 'teacher.momentum': .5}, quiet, True)).video.vit.state_dict()
+    assert (moved['norm.weight'] - formula['norm.weight']).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize('temperature,ill', [(.04, False), (2., True)])
+def test_a_run_that_collapses_says_so(corpus, tmp_path, temperature, ill):
+    said = []
+    learn_frames('dino', SIZES | {'teacher.temperature': temperature, 'teacher.last': temperature, 'data': corpus, 'out': tmp_path}, said.append, True)
+    assert any('collapsed, the teacher of image says the same of everything' in line for line in said) == ill
+    signs = pd.read_csv(tmp_path/'signs.csv')
+    assert {'told_image', 'entropy_image', 'rank_image', 'usage'} <= set(signs.columns)
+    assert (signs.entropy_image > .99).all() == ill
 
 
 @pytest.mark.parametrize('setting,words', [

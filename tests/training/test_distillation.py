@@ -20,7 +20,7 @@ from echo_lit.training.distillation import cluster_distillation_loss, sinkhorn
 from echo_lit.training.loaders import disc_corpus, disc_frames, open_corpora
 from echo_lit.training.masks import draw_views, hidden_tokens, region_patches
 from echo_lit.training.recipe import load_recipe
-from echo_lit.training.unlabelled import distil, recipe_model
+from echo_lit.training.unlabelled import distil, recipe_model, unlabelled_loaders
 
 SCRIPT = """
 import torch, torch.distributed as dist
@@ -52,12 +52,13 @@ wanted = {it: sinkhorn(scores, .05, it) for it in (0, 1, 3, 10)}
 cases = [('default', {}), ('upstream', dict(image_loss='mean')), ('default', dict(target='tubes', video=0.))]
 seen = [model(*c[:1], **c[1]).draw(4) for c in cases]
 whole = [slopes(model(p, **more), clips, s) for (p, more), s in zip(cases, seen)]
+judged = [model(p, **more).eval()(clips, s) for (p, more), s in zip(cases, seen)]
 dist.init_process_group('gloo')
 rank = dist.get_rank()
 mine = slice(None, 31) if rank == 0 else slice(31, None)
 for it, q in wanted.items(): torch.testing.assert_close(sinkhorn(scores[mine], .05, it), q[mine], rtol=0, atol=1e-5)
 at = slice(0, 2) if rank == 0 else slice(2, 4)
-for (p, more), s, (terms, grads) in zip(cases, seen, whole):
+for (p, more), s, (terms, grads), alone in zip(cases, seen, whole, judged):
     net = DistributedDataParallel(model(p, **more))
     own, got = slopes(net, clips[at], part(s, at))
     for k, v in own.items():
@@ -65,6 +66,8 @@ for (p, more), s, (terms, grads) in zip(cases, seen, whole):
         torch.testing.assert_close(v/2, terms[k], rtol=0, atol=2e-5)
     assert got.keys() == grads.keys(), set(got) ^ set(grads)
     for k in grads: torch.testing.assert_close(got[k], grads[k], rtol=1e-4, atol=2e-5)
+    if rank == 0:
+        for k, v in model(p, **more).eval()(clips, s).items(): torch.testing.assert_close(v, alone[k])
 dist.destroy_process_group()
 if rank == 0: print('same')
 """
@@ -76,6 +79,18 @@ def test_two_processes_are_the_concatenation(tmp_path):
     done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', str(tmp_path/'script.py')],
                           capture_output=True, text=True, timeout=900)
     assert 'same' in done.stdout, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_processes_with_unequal_validations_end(corpus, tmp_path):
+    settings = SIZES | {'learn.batch': 4, 'learn.epochs': 1, 'valid': .7}
+    held = unlabelled_loaders(corpus, load_recipe('discovr', settings))[0].valid.n
+    assert held % 4 == 1
+    command = ['-c', 'from echo_lit.cli import main; main()', 'train', 'discovr', f'data={corpus}', f'out={tmp_path}', '--ranks', '2']
+    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', '--no-python', sys.executable, *command,
+                           *(f'{k}={v}' for k, v in settings.items())], capture_output=True, text=True, timeout=900)
+    assert f'model bundle in {tmp_path/"discovr"}' in done.stdout, done.stderr[-3000:]
+    assert load_model(tmp_path/'discovr').config['grid'] == [2, 4, 4]
 
 
 SIZES = {'network.width': 24, 'network.depth': 1, 'network.heads': 3, 'network.patch': 8, 'network.decoder_width': 12, 'network.decoder_depth': 1,
@@ -120,6 +135,16 @@ def test_a_killed_run_goes_on(corpus, tmp_path, monkeypatch):
 def test_a_wrong_setting_is_one_line(corpus, tmp_path, setting, words):
     with pytest.raises((EchoError, OSError), match=words) as e: distil('discovr', SIZES | dict(data=corpus, out=tmp_path) | setting, lambda line: None, True)
     assert '\n' not in str(e.value)
+
+
+def test_parts_of_a_batch_change_nothing():
+    sizes = {k.split('.')[1]: v for k, v in SIZES.items() if k.split('.')[0] in ('network', 'masks')}
+    def slopes(size):
+        torch.manual_seed(0)
+        model = Discovr(discovr_config(**sizes, at_a_time=size), InputContract(frames=4, seconds=None, stride=1, size=32, crop='centre', mask=False))
+        model(torch.randint(0, 256, (6, 3, 4, 32, 32), dtype=torch.uint8))['loss'].backward()
+        return [p.grad for p in model.parameters() if p.grad is not None]
+    for a, b in zip(slopes(0), slopes(5), strict=True): torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize('eps', [.05, .01, .002])
