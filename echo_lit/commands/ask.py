@@ -86,7 +86,7 @@ def ef_reader(
     config = ef_config(args.head)
     return load_ef(args.head, backbone(args.backbone or config['backbone'], args.weights, args.device)).read, config['backbone']
 
-# %% ../../nbs/60d_commands.ask.ipynb #db7befb5
+# %% ../../nbs/60d_commands.ask.ipynb #0a63fd9e
 def ef_row(
     path: str|Path, # Of a recording
     read, # From `ef_reader`
@@ -97,6 +97,7 @@ def ef_row(
     from echo_lit.models.beats import beat_readings
     row = dict(file=plain_text(Path(path).name, 60), ef=None, low=None, high=None, level=None, reason='', error='')
     try:
+        if Path(path).is_dir(): raise EchoError('a folder: `echo_lit interpret` reads the clips of a study together; here each file is named and read alone')
         clip = read_cine(path)
         said = read(clip)
         row |= dict(ef=said.ef, low=said.low, high=said.high, level=said.level, reason=said.reason, says=str(said))
@@ -121,7 +122,7 @@ def _curves(args):
         segmenter = load_model('echonet-segmentation', args.segmentation, args.device)
         return lambda clip: clip_curve(segmenter, clip)
 
-# %% ../../nbs/60d_commands.ask.ipynb #c955ad3b
+# %% ../../nbs/60d_commands.ask.ipynb #b6251d58
 def read_fractions(
     args: argparse.Namespace, # clips, head, backbone, weights, device, areas, segmentation, out
 ) -> int: # Exit code
@@ -129,7 +130,7 @@ def read_fractions(
     from echo_lit.interpret.record import write_atomically
     curve, (read, name) = _curves(args), ef_reader(args)
     rows = [ef_row(p, read, curve) for p in args.clips]
-    say(f'Ejection fraction by {name}. Research use only.')
+    say(f'Ejection fraction by {name}, of each clip alone. Research use only.')
     for r in rows:
         say(f'  {r["file"]}: {r["says"] if not r["error"] else "not read (" + r["error"] + ")"}')
         for b in r.get('beats', []): say(f'    beat at {b["ed_seconds"]:.2f} s: {b["reason"] if b["ef"] is None else format(b["ef"], ".0f") + " %"}, by its outline {b["ef_outline"]:.0f} %')

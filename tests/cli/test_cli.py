@@ -47,6 +47,24 @@ def test_several_studies(cli, model, clips, tmp_path):
     for row in rows[:2]: check_page(tmp_path/'out'/row['folder']/'report.html')
     assert len({r['folder'] for r in rows[:2]}) == 2
 
+def test_every_study_of_a_folder(cli, model, clips, tmp_path):
+    (tmp_path/'in').mkdir()
+    for name in ('s0', 's1'): (tmp_path/'in'/name).symlink_to(clips/name)
+    words = 'interpret', tmp_path/'in', '--model', model, '--out', tmp_path/'out'
+    assert cli(*words)[0] == 0 and len(list((tmp_path/'out').glob('*/report.html'))) == 2
+    (tmp_path/'in'/'cut.dcm').write_bytes(b'')
+    code, out, err = cli(*words)
+    rows = list(csv.DictReader((tmp_path/'out'/'summary.csv').open()))
+    assert code == 3 and [bool(r['error']) for r in rows] == [False, False, True] and 'zero bytes' in err
+
+def test_a_report_of_another_study_stays(cli, model, clips, tmp_path):
+    def read(*words): return cli('interpret', *words, '--model', model, '--out', tmp_path/'out')
+    assert [read(clips/'s0')[0] for _ in range(2)] == [0, 0]
+    was = (tmp_path/'out'/'report.json').read_bytes()
+    code, out, err = read(clips/'s1')
+    assert (code, out, err.count('\n')) == (2, '', 1) and '--force' in err and (tmp_path/'out'/'report.json').read_bytes() == was
+    assert read(clips/'s1', '--force')[0] == 0 and (tmp_path/'out'/'report.json').read_bytes() != was
+
 def test_videos_that_only_a_folder_holds_together(cli, model, clips, tmp_path):
     _, _, err = cli('interpret', clips/'s0', '--model', model, '--out', tmp_path/'out')
     assert '2 videos without patient data: read as one study' in err

@@ -60,6 +60,14 @@ def test_closed_gate(machine, study):
     r = shut.interpret(study)
     assert not r.report.sections and len(r.findings) and not r.findings.written.any()
 
+def test_a_study_unlike_the_bank_says_so_first(machine, study):
+    near = machine.interpret(study)
+    assert near.unlike == '' and 'unlike' not in interpretation_record(near)
+    far = Interpreter(machine.bundle, machine.index, replace(machine.settings, similarity=1.01)).interpret(study)
+    page = html_page(far)
+    assert not far.report.sections and page.index('unlike those this model knows') < page.index('<h1>')
+    assert interpretation_record(far)['unlike'] == far.unlike
+
 def test_nearest_copies_sections_of_the_bank(machine, study):
     r = machine.interpret(study, compose='nearest')
     texts = '\n'.join(machine.index.table.text)
