@@ -263,7 +263,7 @@ def results_table(
         rows.append(f'| {name} | {_share(headline(on)[name])} | {_share(headline(off)[name]) if off else "not run"} | {sign} {target:g} |')
     return '\n'.join(rows)
 
-# %% ../../nbs/53_evaluate.bundle.ipynb #467f7d82
+# %% ../../nbs/53_evaluate.bundle.ipynb #f22ddc2c
 def findings_rows(
     m: dict, # Of one run, from `bundle_metrics`
 ) -> str: # Markdown
@@ -284,7 +284,7 @@ def commands(
     render = [f'echo_lit phantom CORPUS/{side} --corpus --studies {n} --seed {SEEDS[side]}' for side, n in sides.items()]
     return [*render, f'echo_lit train {name} data=CORPUS out=OUT', f'echo_lit evaluate OUT/{name} {tail}']
 
-# %% ../../nbs/53_evaluate.bundle.ipynb #da58b6f8
+# %% ../../nbs/53_evaluate.bundle.ipynb #c7d3515b
 _CARD = """# {name}
 
 Trained by echo_lit on its own synthetic hearts (phantoms), from seeds, with no patient's data.
@@ -292,7 +292,7 @@ Trained by echo_lit on its own synthetic hearts (phantoms), from seeds, with no 
 
 ## What it is
 A view classifier, a video tower, a text tower, anatomical attention and a bank of {reports} phantom reports. It names the view of each clip, retrieves
-reports section by section and writes a report from their votes; what is present is read off the clips, and ejection fraction has a head of its own. Weights {weights}, licence {licence}.
+reports section by section and writes a report from their votes; what is present, and most of what is measured, is read off the clips, and ejection fraction has a head of its own. Weights {weights}, licence {licence}.
 
 ## How good it is, on phantoms
 {results}
