@@ -90,9 +90,9 @@ def corpus(tmp_path_factory): return disc_corpus(tmp_path_factory.mktemp('discs'
 @pytest.mark.slow
 def test_two_processes_make_one_bundle(corpus, tmp_path):
     settings = SIZES | {'learn.batch': 4, 'learn.epochs': 1, 'valid': .7, 'terms.centring': 'sinkhorn', 'terms.koleo': .1}
-    command = ['-c', 'from echo_lit.cli import main; main()', 'train', 'dino', f'data={corpus}', f'out={tmp_path}', '--ranks', '2']
+    command = ['-c', 'from echo_lit.cli import main; main()', 'train', 'dino', f'data={corpus}', f'out={tmp_path}']
     done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', '--no-python', sys.executable, *command,
-                           *(f'{k}={v}' for k, v in settings.items())], capture_output=True, text=True, timeout=900)
+                           *(f'{k}={v}' for k, v in settings.items()), '--ranks', '2'], capture_output=True, text=True, timeout=900)
     assert f'model bundle in {tmp_path/"dino"}' in done.stdout, done.stderr[-3000:]
     assert load_model(tmp_path/'dino').config['grid'] == [1, 4, 4]
     assert len(pd.read_csv(tmp_path/'history.csv')) == 1

@@ -86,9 +86,9 @@ def test_processes_with_unequal_validations_end(corpus, tmp_path):
     settings = SIZES | {'learn.batch': 4, 'learn.epochs': 1, 'valid': .7}
     held = unlabelled_loaders(corpus, load_recipe('discovr', settings))[0].valid.n
     assert held % 4 == 1
-    command = ['-c', 'from echo_lit.cli import main; main()', 'train', 'discovr', f'data={corpus}', f'out={tmp_path}', '--ranks', '2']
+    command = ['-c', 'from echo_lit.cli import main; main()', 'train', 'discovr', f'data={corpus}', f'out={tmp_path}']
     done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', '--no-python', sys.executable, *command,
-                           *(f'{k}={v}' for k, v in settings.items())], capture_output=True, text=True, timeout=900)
+                           *(f'{k}={v}' for k, v in settings.items()), '--ranks', '2'], capture_output=True, text=True, timeout=900)
     assert f'model bundle in {tmp_path/"discovr"}' in done.stdout, done.stderr[-3000:]
     assert load_model(tmp_path/'discovr').config['grid'] == [2, 4, 4]
 
