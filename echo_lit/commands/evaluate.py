@@ -15,7 +15,7 @@ from ..terminal import flat_metrics, frame_lines, progress_bar, say, text_table
 # %% auto #0
 __all__ = ['COMMANDS', 'measure_bundle', 'measure_manifest', 'probe_models', 'show_benchmark']
 
-# %% ../../nbs/60g_commands.evaluate.ipynb #76458257
+# %% ../../nbs/60g_commands.evaluate.ipynb #ee3b2471
 def measure_bundle(
     args: argparse.Namespace, # what, studies, seed, out, workers, control, steps, zeroshot
 ) -> int: # Exit code
@@ -32,6 +32,7 @@ def measure_bundle(
     say(*text_table(sorted(flat_metrics(metrics)), ('measure (phantom)', 'value', 'low', 'high')), *(f'  {args.out/file}' for file in closely.get('tables', {})))
     return DONE
 
+# %% ../../nbs/60g_commands.evaluate.ipynb #a61c0ae4
 def _closely(args):
     from echo_lit.evaluate.prompts import prompts_of
     from echo_lit.evaluate.steps import read_closely, steps_of
@@ -113,7 +114,7 @@ def show_benchmark(
     if 'means' in table.attrs: say('', table.attrs['means'])
     return DONE
 
-# %% ../../nbs/60g_commands.evaluate.ipynb #a6897fb5
+# %% ../../nbs/60g_commands.evaluate.ipynb #8149961d
 def _add_bench(command):
     add = command('bench', show_benchmark, 'Measure speed beside what people write today.')
     add('name', metavar='NAME',

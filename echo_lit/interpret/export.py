@@ -103,14 +103,15 @@ def report_html(
     key = f'Percentages are confidence: {safe(r.model["confidence"])}.'
     return f'<p class="meta">Bold is not normal. {key} Open a sentence to see what it rests on.</p>{"".join(parts)}'
 
-# %% ../../nbs/42_interpret.export.ipynb #823c35e8
+# %% ../../nbs/42_interpret.export.ipynb #4fd9b98f
 def summary_html(
     r: Interpretation, # Any
 ) -> str: # HTML
     "Leading measurements as tiles, then everything abnormal."
     odd = [f for f in r.report.findings if f.abnormal]
     numbers = [f for f in r.report.findings if f.code in ('ef', 'lv_edv', 'lvidd', 'la_volume', 'aortic_root_diameter')]
-    tiles = ''.join(f'<li><span>{safe(f.name)}</span><b>{safe(finding_words(f))}</b><span>{safe(interval_words(f))}</span></li>' for f in numbers)
+    def around(f): return f'<span>{safe(interval_words(f))} in 90% of {"patients" if f.method == "head" else "votes"}</span>' if f.interval else ''
+    tiles = ''.join(f'<li><span>{safe(f.name)}</span><b>{safe(finding_words(f))}</b>{around(f)}</li>' for f in numbers)
     lines = ''.join(f'<li>{safe(f.name)} <b>{safe(finding_words(f))}</b> <span class="sure">{_percent(f.confidence)}</span></li>'
                     for f in odd)
     nothing = 'Nothing abnormal among what could be assessed.' if r.report.sections else 'Nothing could be assessed.'

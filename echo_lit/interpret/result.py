@@ -105,7 +105,7 @@ def method_words(
     known = dict(retrieval='vote of similar reports', readout='readout, off the clips', head='head, off the clips')
     return known.get(method) or ' '.join(FINDINGS[w].name if w in FINDINGS else w for w in method.split())
 
-# %% ../../nbs/40d_interpret.result.ipynb #881603ef
+# %% ../../nbs/40d_interpret.result.ipynb #1a0d28ff
 def _roots(code, methods):
     "Methods that a finding goes back to."
     sources = [c for c in derived_from(methods.get(code, '')) if c in methods]
@@ -118,7 +118,7 @@ def neighbours_heading(
     "What the similar reports have to do with a sentence."
     roots = set().union(*(_roots(c, methods) for c in codes))
     if roots & {'head', 'readout', 'from a region'}: return 'Most similar reports, for comparison: the answer was read off the clips and may differ'
-    return 'Most similar reports' + ', which voted on this'*('retrieval' in roots)
+    return 'The most similar of the reports that voted on this' if 'retrieval' in roots else 'Most similar reports'
 
 # %% ../../nbs/40d_interpret.result.ipynb #840f2c5a
 def _summary(
