@@ -14,20 +14,22 @@ from .core import plain_text
 # %% auto #0
 __all__ = ['COMMANDS', 'parser', 'run', 'main']
 
-# %% ../nbs/61_cli.ipynb #4ca5953a
+# %% ../nbs/61_cli.ipynb #0e8e0ce8
 COMMANDS = tuple(add for page in (interpret, ask, data, train, evaluate) for add in page.COMMANDS)
 
+# %% ../nbs/61_cli.ipynb #24e65c88
 def parser() -> argparse.ArgumentParser: # With a function for each command
     "Words and options of `echo_lit`."
     return command_parser(COMMANDS)
 
-# %% ../nbs/61_cli.ipynb #c93c8c35
+# %% ../nbs/61_cli.ipynb #4f163a2b
 def run(
     argv: list[str], # Words after `echo_lit`
 ) -> int: # Exit code
     "Runs a command; what goes wrong is one line on standard error."
     return exit_code(argv, COMMANDS)
 
+# %% ../nbs/61_cli.ipynb #ac3d1987
 def main():
     "What `echo_lit` runs: the words of the shell in, the exit code out."
     warnings.formatwarning = lambda message, *_, **__: f'echo_lit: {plain_text(message, 400)}\n'
