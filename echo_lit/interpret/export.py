@@ -103,21 +103,21 @@ def report_html(
     key = f'Percentages are confidence: {safe(r.model["confidence"])}.'
     return f'<p class="meta">Bold is not normal. {key} Open a sentence to see what it rests on.</p>{"".join(parts)}'
 
-# %% ../../nbs/42_interpret.export.ipynb #4fd9b98f
+# %% ../../nbs/42_interpret.export.ipynb #f09a46a0
 def summary_html(
     r: Interpretation, # Any
 ) -> str: # HTML
     "Leading measurements as tiles, then everything abnormal."
     odd = [f for f in r.report.findings if f.abnormal]
     numbers = [f for f in r.report.findings if f.code in ('ef', 'lv_edv', 'lvidd', 'la_volume', 'aortic_root_diameter')]
-    def around(f): return f'<span>{safe(interval_words(f))} in 90% of {"patients" if f.method == "head" else "votes"}</span>' if f.interval else ''
+    def around(f): return f'<span>{safe(interval_words(f))} in 90% of {"votes" if f.method == "retrieval" else "patients"}</span>' if f.interval else ''
     tiles = ''.join(f'<li><span>{safe(f.name)}</span><b>{safe(finding_words(f))}</b>{around(f)}</li>' for f in numbers)
     lines = ''.join(f'<li>{safe(f.name)} <b>{safe(finding_words(f))}</b> <span class="sure">{_percent(f.confidence)}</span></li>'
                     for f in odd)
     nothing = 'Nothing abnormal among what could be assessed.' if r.report.sections else 'Nothing could be assessed.'
     return f'<ul class="tiles">{tiles}</ul>' + (f'<ul class="odds">{lines}</ul>' if odd else f'<p class="quiet">{nothing}</p>')
 
-# %% ../../nbs/42_interpret.export.ipynb #06a18bb9
+# %% ../../nbs/42_interpret.export.ipynb #4a8a4c52
 def clips_html(
     r: Interpretation, # Any
 ) -> str: # HTML
@@ -132,7 +132,7 @@ def clips_html(
     order = 'Numbers follow series and instance, or the order of the names of the files.'
     return f'<p class="meta">{order}</p><div class="grid">{"".join(map(card, r.views.to_dict("records")))}</div>'
 
-_NOT_MEASURED = 'Lengths, areas and volumes are what similar reports say; nothing was measured on the pictures, whether or not they have a scale.'
+_NOT_MEASURED = 'Lengths, areas and volumes are estimates of the model or of similar reports; none was measured on the pictures, with a scale or without.'
 
 def findings_html(
     r: Interpretation, # Any

@@ -100,13 +100,13 @@ _VIEW = dict(type=['string', 'null'], description='coarse view; null: none named
 _EVIDENCE = _object(clips=_list(_object(clip=_CLIP, view=_VIEW, weight=_SHARE)),
                     neighbours=_list(_object(report=_TEXT, similarity=_NUMBER, text=_TEXT)))
 
-# %% ../../nbs/41b_interpret.record.ipynb #297f00b3
+# %% ../../nbs/41b_interpret.record.ipynb #cfdab48a
 _SEEN = _object(clip=_CLIP, kind=_TEXT, view=_VIEW, confidence=_SHARE, abstained=_TRUTH, frames=dict(type='integer', minimum=1),
     fps=dict(type=['number', 'null'], description='frames per second'), fps_source=_TEXT)
 _FINDING = _object(finding=dict(enum=list(FINDINGS)), section=dict(enum=list(SECTIONS)), name=_TEXT,
     kind=dict(enum=['present', 'graded', 'measured']), value=dict(type=['boolean', 'string', 'number']), unit=_TEXT,
     interval=dict(type=['array', 'null'], items=_NUMBER, minItems=2, maxItems=2,
-                  description='5th and 95th percentile of the votes, or 90 % as measured for a head, in `unit`'),
+                  description='5th and 95th percentile of the votes, or where the truth lies in 90 % of patients for a head or a readout, in `unit`'),
     confidence=_SHARE, method=_TEXT, written=dict(type='boolean', description='whether it is in the report'))
 _SECTION = _object(section=dict(enum=list(SECTIONS)), assessed=_TRUTH, confidence=_SHARE,
     reason=dict(type='string', description='why it is not assessed'),
