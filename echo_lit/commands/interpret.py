@@ -59,13 +59,15 @@ def _owner(file):
     except (EchoError, OSError): return None
     return short_id(h.study, h.patient) if h.study else file.parent
 
-# %% ../../nbs/60c_commands.interpret.ipynb #cf75ba7e
+# %% ../../nbs/60c_commands.interpret.ipynb #0a728ff0
 def study_places(
     path: str|Path, # A folder or a file
 ) -> list[tuple]: # What `open_study` is to be given for each study: a path, and an id or None
     "Where the studies under a path are."
     from echo_lit.data.study import study_files
-    owners, groups, below = {f: _owner(f) for f in study_files(path)}, defaultdict(list), defaultdict(set)
+    groups, below = defaultdict(list), defaultdict(set)
+    try: owners = {f: _owner(f) for f in study_files(path)}
+    except (EchoError, OSError): return [(path, None)]
     for f, owner in owners.items():
         if owner is None: continue
         groups[owner].append(f)
