@@ -55,7 +55,7 @@ def token_batch(
     mask = [torch.ones(len(i), dtype=torch.bool) for i in ids]
     return nn.utils.rnn.pad_sequence(ids, batch_first=True), nn.utils.rnn.pad_sequence(mask, batch_first=True)
 
-# %% ../../nbs/21_models.text.ipynb #78ebc8ef
+# %% ../../nbs/21_models.text.ipynb #c9d6937b
 class TextTower(nn.Module):
     "BERT encoder whose mean or first token, projected, is the vector of a text."
     def __init__(self,
@@ -68,19 +68,21 @@ class TextTower(nn.Module):
         hidden: int|None = None, # Width inside the feed-forward layers; None: four times the width
         dropout: float = 0.1, # While training
         pool: str = 'mean', # Over the tokens; 'first' for published towers
+        inner: int = 0, # Width between two layers of the projection, without biases; 0: one layer
         tokenizer: Tokenizer|None = None, # Needed by `encode`
     ):
         from transformers import BertConfig, BertModel
         super().__init__()
         self.sizes = dict(vocab_size=vocab_size, width=width, layers=layers, heads=heads, embed_dim=embed_dim, context=context,
-                          hidden=hidden or 4*width, dropout=dropout, pool=pool)
+                          hidden=hidden or 4*width, dropout=dropout, pool=pool, inner=inner)
         if pool not in ('mean', 'first'): raise ValueError(f"pool is 'mean' or 'first', got {pool!r}")
         self.embed_dim, self.context, self.tokenizer = embed_dim, context, tokenizer
         self.bert = BertModel(BertConfig(
             vocab_size=vocab_size, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
             intermediate_size=hidden or 4*width, max_position_embeddings=context,
             hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout), add_pooling_layer=False)
-        self.text_projection = nn.Linear(width, embed_dim)
+        last = (nn.Linear(width, inner, False), nn.GELU(), nn.Linear(inner, embed_dim, False)) if inner else (nn.Linear(width, embed_dim),)
+        self.text_projection = nn.Sequential(*last) if inner else last[0]
 
     def config(self) -> dict: # Plain values
         "Sizes as plain values: `TextTower(**config)` builds the same tower."
@@ -96,7 +98,7 @@ class TextTower(nn.Module):
         share = mask/mask.sum(1, keepdim=True).clamp(min=1)
         return self.text_projection((share[:, None].to(states.dtype) @ states)[:, 0])
 
-# %% ../../nbs/21_models.text.ipynb #de758ef4
+# %% ../../nbs/21_models.text.ipynb #588cf1da
 @patch
 @torch.inference_mode()
 def encode(self: TextTower,
@@ -105,7 +107,7 @@ def encode(self: TextTower,
 ) -> Tensor: # float32 [n,embed_dim] on the CPU, in the order given, not normalised
     "Vectors of texts, whatever mode the tower is in."
     if self.tokenizer is None: raise ValueError('this text tower has no tokenizer: pass tokenizer= or load it from a bundle')
-    device, training = self.text_projection.weight.device, self.training
+    device, training = self.bert.device, self.training
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     out = torch.zeros(len(texts), self.embed_dim)
     self.eval()

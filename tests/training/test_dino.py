@@ -214,10 +214,11 @@ def test_the_second_stage_goes_on_from_the_first(tmp_path):
     path = write_manifest(manifest(rows, 'discs'), tmp_path/'manifest.parquet')
     first = Dino(DinoConfig(**TINY, drop=0.), MultiCrop(32, 16), CONTRACT)
     save_bundle(tower_bundle('dino', first), tmp_path/'dino')
-    how = {'weights.video': tmp_path/'dino', 'weights.pieces': 120, 'clips.size': 32, 'clips.frames': 4, 'text.width': 24, 'text.layers': 1, 'text.heads': 2,
+    how = {'weights.video': tmp_path/'dino', 'weights.pieces': 120, 'clips.size': 32, 'clips.frames': 4, 'text.width': 24, 'text.layers': 1, 'text.heads': 2, 'text.inner': 28,
            'batch.pairs': 2, 'batch.clips': 2, 'batch.workers': 0, 'pretrain.epochs': 2, 'pretrain.lr': 1e-3, 'learn.half': False, 'valid': .3}
     bundle = load_model(pretrain('dino-report', how | dict(data=path, out=tmp_path/'run'), quiet, True))
     assert (bundle.video.kind, bundle.video.sizes['projected'], bundle.text.embed_dim, bundle.contract.frames) == ('dinov2', True, 24, 4)
+    assert [*bundle.text.text_projection.state_dict()] == ['0.weight', '2.weight'] and bundle.text.text_projection[0].out_features == 28
     assert not torch.equal(bundle.video.vit.blocks[0].mlp.fc1.weight, load_model(tmp_path/'dino').video.vit.blocks[0].mlp.fc1.weight)
     e = bundle.video.study_vectors(torch.randint(0, 256, (1, 2, 3, 4, 32, 32), dtype=torch.uint8), torch.tensor([[True, True]]))
     assert e.shape == (1, 24) and torch.isfinite(e).all()
