@@ -215,7 +215,7 @@ def test_the_second_stage_goes_on_from_the_first(tmp_path):
     first = Dino(DinoConfig(**TINY, drop=0.), MultiCrop(32, 16), CONTRACT)
     save_bundle(tower_bundle('dino', first), tmp_path/'dino')
     how = {'weights.video': tmp_path/'dino', 'weights.pieces': 120, 'clips.size': 32, 'clips.frames': 4,
-    'text.width': 24, 'text.layers': 1, 'text.heads': 2, 'text.inner': 28,
+           'text.width': 24, 'text.layers': 1, 'text.heads': 2, 'text.inner': 28,
            'batch.pairs': 2, 'batch.clips': 2, 'batch.workers': 0, 'pretrain.epochs': 2, 'pretrain.lr': 1e-3, 'learn.half': False, 'valid': .3}
     bundle = load_model(pretrain('dino-report', how | dict(data=path, out=tmp_path/'run'), quiet, True))
     assert (bundle.video.kind, bundle.video.sizes['projected'], bundle.text.embed_dim, bundle.contract.frames) == ('dinov2', True, 24, 4)
