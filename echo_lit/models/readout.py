@@ -15,7 +15,7 @@ from ..core import EchoError
 from ..vocabulary import COARSE_VIEWS, FINDINGS
 
 # %% auto #0
-__all__ = ['view_sums', 'ViewReadout']
+__all__ = ['LEAST', 'view_sums', 'ViewReadout']
 
 # %% ../../nbs/23c_models.readout.ipynb #7db0ad35
 def view_sums(
@@ -81,7 +81,9 @@ def measure(self: ViewReadout,
     total = 1 + weighs.sum(2)
     return (self.mean + (weighs*readings).sum(2))/total, self.spread/total.sqrt()
 
-# %% ../../nbs/23c_models.readout.ipynb #614be51b
+# %% ../../nbs/23c_models.readout.ipynb #c96a1c96
+LEAST = .05 # Share of the variance that the views of a study must explain together
+
 @patch
 @torch.inference_mode()
 def answers(self: ViewReadout,
@@ -91,4 +93,6 @@ def answers(self: ViewReadout,
 ) -> dict[str, float|tuple[float, float]]: # By code
     "Findings of one study."
     shares, (values, sds) = self(clips, views, mask)[0].sigmoid(), self.measure(clips, views, mask)
-    return dict(zip(self.codes, shares.tolist())) | dict(zip(self.numbers, zip(values[0].tolist(), sds[0].tolist())))
+    known = 1 - (sds[0]/self.spread.clamp(min=1e-9)).square() >= LEAST
+    numbers = zip(self.numbers, values[0].tolist(), sds[0].tolist(), known.tolist())
+    return dict(zip(self.codes, shares.tolist())) | {code: (value, sd) for code, value, sd, k in numbers if k}

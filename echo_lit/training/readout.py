@@ -19,7 +19,7 @@ from ..vocabulary import CUTS
 # %% auto #0
 __all__ = ['FEWEST', 'readout_codes', 'readout_numbers', 'clip_sets', 'fit_lines', 'fit_reading', 'fit_numbers', 'fit_readout']
 
-# %% ../../nbs/33g_training.readout.ipynb #6d6d8d00
+# %% ../../nbs/33g_training.readout.ipynb #725d76dd
 def readout_codes(
     codec: FindingCodec, # Which findings
     y: Tensor, # `[n,C]` of the training studies, NaN where not said
@@ -37,10 +37,10 @@ def readout_numbers(
 ) -> list[str]:
     "Measurements that a readout can learn."
     enough, shown = ((~y.isnan()).sum(0) >= FEWEST).tolist(), {source: code for code, (source, *_) in CUTS.items()}
-    def always(code): # And not only where something is found
+    def always(code):
         if shown.get(code) not in codec.codes: return True
         at = codec.codes.index(shown[code])
-        return bool((~y[y[:, at] == 0, codec.codes.index(code)].isnan()).any())
+        return int((~y[y[:, at] == 0, codec.codes.index(code)].isnan()).sum()) >= 10
     return [c for c, kind, e in zip(codec.codes, codec.kinds, enough) if kind == 'measured' and e and c != 'ef' and always(c)]
 
 # %% ../../nbs/33g_training.readout.ipynb #bce44243
