@@ -112,17 +112,17 @@ def few_shot_model(
     words = check_sentences(backbone.text, bin_sentences(bins)) if backbone.text is not None and settings['head'] == 'ordinal' else None
     return EFModel(backbone.dim, bins=bins, words=words, mean=float(ef.mean()), **settings), loss
 
-# %% ../../nbs/37c_training.ejection.ipynb #92cd3cbf
+# %% ../../nbs/37c_training.ejection.ipynb #d4cd70c9
 def ridge_probe(
     x: Tensor, # `[n,D]` mean moments
     ef: Tensor, # `[n]` per cent
 ) -> Callable[[Tensor], Tensor]: # `[m,D]` -> `[m]` per cent
     "Linear probe of mean moments."
     from sklearn.linear_model import RidgeCV
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    fitted = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 5, 13))).fit(x.numpy(), ef.numpy())
-    return lambda v: torch.from_numpy(fitted.predict(v.numpy())).float()
+    centre, scale = x.mean(0), x.std().clamp(min=1e-6)
+    def scaled(v): return ((v - centre)/scale).numpy()
+    fitted = RidgeCV(np.logspace(-3, 5, 17)).fit(scaled(x), ef.numpy())
+    return lambda v: torch.from_numpy(fitted.predict(scaled(v))).float().clamp(0, 100)
 
 # %% ../../nbs/37c_training.ejection.ipynb #8a06a1cc
 def moment_loader(
