@@ -15,7 +15,7 @@ from ..terminal import frame_lines, progress_bar, say
 # %% auto #0
 __all__ = ['COMMANDS', 'train_recipe', 'train_head']
 
-# %% ../../nbs/60f_commands.train.ipynb #72b8a03d
+# %% ../../nbs/60f_commands.train.ipynb #11f3bc5c
 def train_recipe(
     args: argparse.Namespace, # recipe, settings, ranks, print_slurm, nodes, gpus; those of `train_head`
 ) -> int: # Exit code
@@ -25,21 +25,28 @@ def train_recipe(
     if wrong: raise EchoError(f'settings are key=value, got {wrong[0]!r}')
     if args.print_slurm: return _print_slurm(args)
     from echo_lit.evaluate.calibrate import calibrate
-    from echo_lit.training.frames import is_frames, learn_frames
-    from echo_lit.training.pretrain import is_pretraining, pretrain
     from echo_lit.training.recipe import train
-    from echo_lit.training.unlabelled import distil, is_distillation
-    settings = dict(s.split('=', 1) for s in args.settings)
-    kinds = ((is_distillation, distil), (is_frames, learn_frames), (is_pretraining, pretrain))
-    follow = next((how for fits, how in kinds if fits(args.recipe)), train)
+    settings, follow = dict(s.split('=', 1) for s in args.settings), _followed(args.recipe)
     folder = follow(args.recipe, settings, say, ranks=args.ranks)
     if os.environ.get('RANK', '0') != '0': return DONE
     if follow is train: calibrate(folder, settings['data'])
     say(f'model bundle in {folder}')
     return DONE
 
+# %% ../../nbs/60f_commands.train.ipynb #7ecbd03b
+def _followed(recipe):
+    "What follows a recipe."
+    from echo_lit.training.frames import is_frames, learn_frames
+    from echo_lit.training.pretrain import is_pretraining, pretrain
+    from echo_lit.training.recipe import train
+    from echo_lit.training.unlabelled import distil, is_distillation
+    kinds = ((is_distillation, distil), (is_frames, learn_frames), (is_pretraining, pretrain))
+    return next((how for fits, how in kinds if fits(recipe)), train)
+
 def _print_slurm(args):
     from echo_lit.training.distributed import slurm_script
+    from echo_lit.training.recipe import data_and_out, load_recipe
+    load_recipe(args.recipe, data_and_out(dict(s.split('=', 1) for s in args.settings))[2])
     words = ['echo_lit', 'train', args.recipe, *args.settings]
     say(*slurm_script(words, Path(args.recipe).stem, args.nodes, args.gpus).splitlines())
     return DONE

@@ -41,7 +41,7 @@ def manifest(
     t['dataset'] = t.dataset.fillna(dataset)
     return checked(t.astype(COLUMNS)[[*COLUMNS, *(k for k in t if k not in COLUMNS)]])
 
-# %% ../../nbs/16_data.manifest.ipynb #bba46d97
+# %% ../../nbs/16_data.manifest.ipynb #577df4a8
 def labels(
     table: pd.DataFrame, # A manifest
 ) -> list[str]: # Names of the label columns
@@ -53,7 +53,7 @@ def checked(
 ) -> pd.DataFrame: # The same
     "A manifest that keeps its promises: columns, one row per clip id, a reason for each exclusion."
     missing = [k for k in COLUMNS if k not in table]
-    if missing: raise ManifestError(f'not a manifest, column {missing[0]!r} is missing; make one with manifest(rows)')
+    if missing: raise ManifestError(f'not a manifest, column {missing[0]!r} is missing; make one with manifest(rows), or with `echo_lit scan FOLDER --out TABLE`')
     used = table[~table.excluded]
     if used.clip_id.isna().any(): raise ManifestError(f'{used.clip_id.isna().sum()} usable rows have no clip_id')
     twice = used.clip_id[used.clip_id.duplicated()]
