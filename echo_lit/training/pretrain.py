@@ -101,7 +101,7 @@ def pair_towers(
         if w[name] and (name == 'text' or begun is None): start_from(tower, w[name], HEADS[name])
     return video, text
 
-# %% ../../nbs/34b_training.pretrain.ipynb #d41b8942
+# %% ../../nbs/34b_training.pretrain.ipynb #759e56bd
 def pair_loaders(
     recipe: dict, # Settings
     phase: dict, # Its section `pretrain` or `refine`
@@ -114,6 +114,8 @@ def pair_loaders(
     world = num_distrib() or 1
     if b['pairs'] % world: raise RecipeError(f'{b["pairs"]} pairs cannot be shared by {world} processes alike')
     kept, column = only_kinds(table, phase['kinds']), recipe['data']['report']
+    told = kept[(kept.split == 'train') & ~kept.excluded].get(column, kept.path[:0]).nunique()
+    if told == 1: raise RecipeError(f'all clips to train on have the same report in column {column!r}: there is nothing to tell apart')
     items = pair_items(kept[kept.split == 'train'], column, bool(b['clips'])) if b['hard'] else None
     near = near_reports(text.encode(items.text.tolist()), items.text, items.owner) if b['hard'] else None
     return two_loaders(pair_batches, kept, source, video.contract, ReportTokens(text.tokenizer, w['show'], w['context'], w['between']), column, b['clips'] or None,
