@@ -158,23 +158,24 @@ def lora_table(
     out.attrs['means'] = 'phantom: numbers of synthetic hearts' if made else 'numbers of your own videos'
     return out
 
-# %% ../../nbs/37d_training.ladder.ipynb #9b857dce
+# %% ../../nbs/37d_training.ladder.ipynb #47e5a6de
 def draw_ladder(
     table: pd.DataFrame, # From `shot_ladder`
     hearts: str = 'phantom', # Whose numbers these are, for the title
 ):
     "Error against shots, with intervals over patients, a panel for each encoder."
     import matplotlib.pyplot as plt
-    names = [*dict.fromkeys(table.backbone)]
-    axes = plt.subplots(1, len(names), figsize=(3*len(names), 2.6), sharey=True, squeeze=False)[1][0]
+    names, styles = [*dict.fromkeys(table.backbone)], {'constant': dict(c='0.7', ls=':'), 'linear probe': dict(c='0.5', ls='--')}
+    styles |= {m: dict(c=f'C{i}', marker='o', ms=3) for i, m in enumerate(m for m in dict.fromkeys(table.method) if m not in styles)}
+    axes = plt.subplots(1, len(names), figsize=(3*len(names) + 1, 2.6), sharey=True, squeeze=False, layout='constrained')[1][0]
     for ax, name in zip(axes, names):
         part = table[table.backbone == name]
-        for i, (method, t) in enumerate(part.groupby('method', sort=False)):
-            style = dict(c='0.7', ls=':') if method == 'constant' else dict(c='0.5', ls='--') if method == 'linear probe' else dict(c=f'C{i - 2}', marker='o', ms=3)
-            ax.plot(t.shots, t.mae, label=method, **style)
-            ax.fill_between(t.shots, t.mae_low, t.mae_high, color=style['c'], alpha=.12, lw=0)
+        for method, t in part.groupby('method', sort=False):
+            ax.plot(t.shots, t.mae, label=method, **styles[method])
+            if 'marker' in styles[method]: ax.fill_between(t.shots, t.mae_low, t.mae_high, color=styles[method]['c'], alpha=.1, lw=0)
         ax.set(xscale='log', xticks=(shots := sorted(set(part.shots))), xticklabels=shots, xlabel='videos in each of 5 classes', title=f'{name} ({hearts})')
         ax.minorticks_off()
     axes[0].set_ylabel('mean absolute error, points')
-    axes[-1].legend(fontsize=6)
+    lines = {line.get_label(): line for ax in axes for line in ax.lines}
+    axes[-1].legend(handles=lines.values(), fontsize=6, loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
     return axes
