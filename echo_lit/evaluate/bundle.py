@@ -285,7 +285,7 @@ def commands(
     render = [f'echo_lit phantom CORPUS/{side} --corpus --studies {n} --seed {SEEDS[side]}' for side, n in sides.items()]
     return [*render, f'echo_lit train {name} data=CORPUS out=OUT', f'echo_lit evaluate OUT/{name} {tail}']
 
-# %% ../../nbs/53_evaluate.bundle.ipynb #c7d3515b
+# %% ../../nbs/53_evaluate.bundle.ipynb #e38a57ce
 _CARD = """# {name}
 
 Trained by echo_lit on its own synthetic hearts (phantoms), from seeds, with no patient's data.
@@ -303,14 +303,14 @@ reports section by section and writes a report from their votes; what is present
 {findings}
 
 ## How it was made and measured
-The settings of this very run are in `config.json`; the recipe of the library may have moved on since.
+The settings of this very run are in `config.json`; the recipe of the library may have moved on since.{begun}
 
 {commands}
 
 {trained}
 """
 
-# %% ../../nbs/53_evaluate.bundle.ipynb #5310fcc2
+# %% ../../nbs/53_evaluate.bundle.ipynb #7843e73a
 _LIMITS = """
 ## Intended use and limits
 Made so that the library's examples, tests and tutorials run offline, and as a start for training on real data.
@@ -318,6 +318,10 @@ A synthetic heart is simpler than any patient's: no congenital disease, no prost
 On real clips it may name a wrong view and state a wrong number with high confidence.
 Cuts and gates were fixed on phantom validation studies and mean nothing elsewhere. Do not use it for care.
 """
+
+def _begun(config):
+    start = config.get('recipe', {}).get('video', {}).get('start')
+    return f'\nIts video tower went on from an earlier {start}: the commands give a model of the same kind, not this very one.' if start else ''
 
 def _promise(kept):
     def words(name, c): return f"{c['ece']:.3f} for {c['n']:,} {name} (a perfect model: {c['band'][0]:.3f} to {c['band'][1]:.3f})"
@@ -334,7 +338,7 @@ Retrieval is recall@{r['k']} in a gallery of {r['gallery']} studies with {r['dis
 Confidence is off by {_promise(on['calibration'])}.
 {_words(on['answered'], '.1%')} of the depicted findings were answered, {_words(on['written'], '.1%')} were sure enough to be written."""
 
-# %% ../../nbs/53_evaluate.bundle.ipynb #b83b88f2
+# %% ../../nbs/53_evaluate.bundle.ipynb #e8fa9bbf
 def model_card(
     config: dict, # Of the bundle
     metrics: dict, # From `evaluate_bundle`
@@ -343,7 +347,7 @@ def model_card(
     model = metrics['model']
     return _CARD.format(name=model['name'], reports=model['reports'], weights=model['weights'][:12], licence=model['licence'],
         results=results_table(metrics), measured=_measured(metrics), findings=findings_rows(metrics['overlay_on']),
-        commands='\n'.join(f'    {line}' for line in commands(config, metrics)), trained=config.get('trained_on', '')) + _LIMITS
+        commands='\n'.join(f'    {line}' for line in commands(config, metrics)), begun=_begun(config), trained=config.get('trained_on', '')) + _LIMITS
 
 # %% ../../nbs/53_evaluate.bundle.ipynb #18240007
 def bank_median(

@@ -73,7 +73,7 @@ def relative_errors(
         out[code] = float(np.abs(said - true).mean()/max(np.abs(true - np.median(true)).mean(), 1e-6))
     return out
 
-# %% ../../nbs/53a_evaluate.calibrate.ipynb #0674cf97
+# %% ../../nbs/53a_evaluate.calibrate.ipynb #4b231b04
 def grade_losses(
     votes: list[dict], # Of each study, from `voted`
     truths: list[dict], # Code to value
@@ -88,12 +88,12 @@ def grade_losses(
     return out
 
 def read_better(
-    voted: dict[str, float], # Errors or losses where neighbours answer
-    read: dict[str, float], # The same, where the readout does
+    by_vote: dict[str, float], # Errors or losses where neighbours answer
+    by_readout: dict[str, float], # The same, where the readout does
     numbers: Sequence[str], # Measurements that it knows
 ) -> list[str]: # Those that it answers better
     "Measurements to be read off the clips."
-    return [c for c in numbers if read.get(c, np.inf) < voted.get(c, np.inf)]
+    return [c for c in numbers if by_readout.get(c, np.inf) < by_vote.get(c, np.inf)]
 
 # %% ../../nbs/53a_evaluate.calibrate.ipynb #c0da10bc
 def best_cut(
@@ -161,7 +161,7 @@ def _gates(votes, truths, fewest=30):
     each = {c: _sureness(c, votes, truths) for c in FINDINGS if c in found}
     return gates | {c: best_gate(*pairs, WANTED[found[c]]) for c, pairs in each.items() if len(pairs[0]) >= fewest}
 
-# %% ../../nbs/53a_evaluate.calibrate.ipynb #156a01a8
+# %% ../../nbs/53a_evaluate.calibrate.ipynb #9c3ca3c7
 def calibrate(
     folder: str|Path, # A bundle
     data: str|Path, # The corpus it was trained on
@@ -173,7 +173,7 @@ def calibrate(
     def losses(settings): return relative_errors(said := votes(settings), truths) | grade_losses(said, truths)
     base, known = replace(Settings(), windows=machine.settings.windows, numbers=()), getattr(machine.bundle.readout, 'numbers', ())
     tries = [replace(base, temperature=round(t/machine.bundle.config['scale'], 4)) for t in (.25, .5, 1., 2., 4., 8.)]
-    settings = min(tries, key=lambda s: np.mean([*relative_errors(votes(s), truths).values()]))
+    settings = min(tries, key=lambda s: sum(relative_errors(votes(s), truths).values()))
     settings = replace(settings, numbers=read_better(losses(settings), losses(replace(settings, numbers=None)), known))
     said = votes(settings)
     cuts = {c: best_cut(*_shares(c, said, truths)) for c, t in FINDINGS.items() if t.kind == 'present' and sum(bool(x.get(c)) for x in truths) >= 5}

@@ -52,7 +52,7 @@ def weighted_quantile(
     total = np.cumsum(weights[order])
     return values[order][min(np.searchsorted(total, q*total[-1] - 1e-12), len(values) - 1)]
 
-# %% ../../nbs/40a_interpret.votes.ipynb #ebcbc185
+# %% ../../nbs/40a_interpret.votes.ipynb #ecb6bf26
 def decided(
     code: str, # Of a finding that is present or absent
     share: float, # That speaks for 'present', 0 to 1
@@ -66,10 +66,12 @@ def decided(
 def measured(
     code: str, # Of a measurement
     value: float, # As read
-    sd: float, # Standard deviation of its error, above 0
+    sd: float, # Standard deviation of its error; no surer than the last digit that is said
 ) -> Finding: # With the interval that holds nine in ten, and the chance that the truth is within a tenth of the range, as in `agreement`
     "A number read off the clips, made into an answer."
-    kind, (low, high) = FINDINGS[code], norm.interval(.9, value, sd)
+    kind = FINDINGS[code]
+    sd = max(sd, .5*10**-kind.digits)
+    low, high = norm.interval(.9, value, sd)
     value, low, high = (round(float(np.clip(x, kind.low, kind.high)), kind.digits) for x in (value, low, high))
     return Finding(code, value, 'readout', (low, high), round(float(2*norm.cdf((kind.high - kind.low)/10/sd) - 1), 4))
 

@@ -21,23 +21,30 @@ if TYPE_CHECKING: from tokenizers import Tokenizer
 # %% auto #0
 __all__ = ['SPECIAL_TOKENS', 'train_tokenizer', 'token_batch', 'TextTower']
 
-# %% ../../nbs/21_models.text.ipynb #0bd181a7
+# %% ../../nbs/21_models.text.ipynb #83b37431
 SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
 
+def _word_pieces(vocab: dict[str, int]) -> Tokenizer:
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    tok = Tokenizer(models.WordPiece(vocab, unk_token='[UNK]'))
+    tok.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tok.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Digits(individual_digits=True)])
+    tok.decoder = decoders.WordPiece()
+    return tok
+
+# %% ../../nbs/21_models.text.ipynb #841d133d
 def train_tokenizer(
     texts: Iterable[str], # Reports to learn word pieces from
     vocab_size: int = 1500, # Word pieces, letters, specials and headings together
 ) -> Tokenizer: # WordPiece tokenizer that frames a text with [CLS] and [SEP]
     "WordPiece tokenizer for reports: digits alone, section headings whole."
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-    tok = Tokenizer(models.WordPiece(unk_token='[UNK]'))
-    tok.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    tok.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Digits(individual_digits=True)])
-    tok.decoder = decoders.WordPiece()
-    headings = [AddedToken(f'{s.lower()}:', normalized=True) for s in SECTIONS]
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size - len(headings), special_tokens=list(SPECIAL_TOKENS),
-                                        initial_alphabet=list('0123456789.,:;%()/-²<>≥≤'), show_progress=False)
-    tok.train_from_iterator(texts, trainer)
+    from tokenizers import AddedToken, processors, trainers
+    texts, tok, headings = list(texts), _word_pieces({}), [AddedToken(f'{s.lower()}:', normalized=True) for s in SECTIONS]
+    letters = sorted({c for t in texts for c in tok.normalizer.normalize_str(t) if not c.isspace()} | set('0123456789.,:;%()/-²<>≥≤'))
+    first = [*SPECIAL_TOKENS, *letters, *(f'##{c}' for c in letters if c.isalpha())]
+    tok.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=vocab_size - len(headings), special_tokens=first, show_progress=False))
+    tok = _word_pieces(tok.get_vocab())
+    tok.add_special_tokens(list(SPECIAL_TOKENS))
     tok.add_tokens(headings)
     tok.post_processor = processors.TemplateProcessing(single='[CLS] $A [SEP]', special_tokens=[('[CLS]', 2), ('[SEP]', 3)])
     return tok
@@ -55,7 +62,7 @@ def token_batch(
     mask = [torch.ones(len(i), dtype=torch.bool) for i in ids]
     return nn.utils.rnn.pad_sequence(ids, batch_first=True), nn.utils.rnn.pad_sequence(mask, batch_first=True)
 
-# %% ../../nbs/21_models.text.ipynb #c9d6937b
+# %% ../../nbs/21_models.text.ipynb #29a01c4c
 class TextTower(nn.Module):
     "BERT encoder whose mean or first token, projected, is the vector of a text."
     def __init__(self,
@@ -88,15 +95,17 @@ class TextTower(nn.Module):
         "Sizes as plain values: `TextTower(**config)` builds the same tower."
         return dict(self.sizes)
 
-    def forward(self,
-        ids: Tensor, # int64 [B,L]
-        mask: Tensor, # bool [B,L], True = valid
-    ) -> Tensor: # [B,embed_dim]
-        "Vectors of texts, not normalised."
-        states = self.bert(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        if self.sizes['pool'] == 'first': return self.text_projection(states[:, 0])
-        share = mask/mask.sum(1, keepdim=True).clamp(min=1)
-        return self.text_projection((share[:, None].to(states.dtype) @ states)[:, 0])
+# %% ../../nbs/21_models.text.ipynb #46e90639
+@patch
+def forward(self: TextTower,
+    ids: Tensor, # int64 [B,L]
+    mask: Tensor, # bool [B,L], True = valid
+) -> Tensor: # [B,embed_dim]
+    "Vectors of texts, not normalised."
+    states = self.bert(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+    if self.sizes['pool'] == 'first': return self.text_projection(states[:, 0])
+    share = mask/mask.sum(1, keepdim=True).clamp(min=1)
+    return self.text_projection((share[:, None].to(states.dtype) @ states)[:, 0])
 
 # %% ../../nbs/21_models.text.ipynb #588cf1da
 @patch

@@ -14,11 +14,10 @@ from echo_lit.data.contract import InputContract
 from echo_lit.data.manifest import manifest, write_manifest
 from echo_lit.models.dinov2 import DinoTower
 from echo_lit.models.hub import load_model, save_bundle
-from echo_lit.training.collapse import Collapse
 from echo_lit.training.crops import MultiCrop
 from echo_lit.training.dino import Dino, DinoConfig, koleo_loss
 from echo_lit.training.frames import learn_frames
-from echo_lit.training.loaders import disc_corpus, disc_frames
+from echo_lit.training.loaders import disc_frames
 from echo_lit.training.pretrain import pretrain
 from echo_lit.training.unlabelled import tower_bundle
 
@@ -83,10 +82,6 @@ CONTRACT = InputContract(frames=2, seconds=None, stride=1, size=32, crop='centre
 def quiet(line): pass
 
 
-@pytest.fixture(scope='module')
-def corpus(tmp_path_factory): return disc_corpus(tmp_path_factory.mktemp('discs'), n=5)
-
-
 @pytest.mark.slow
 def test_two_processes_make_one_bundle(corpus, tmp_path):
     settings = SIZES | {'learn.batch': 4, 'learn.epochs': 1, 'valid': .7, 'terms.centring': 'sinkhorn', 'terms.koleo': .1}
@@ -106,22 +101,8 @@ def test_the_command_makes_a_bundle(corpus, tmp_path, capsys):
     assert len(pd.read_csv(tmp_path/'signs.csv')) == len(pd.read_csv(tmp_path/'history.csv')) == 2
 
 
-def test_a_killed_run_goes_on(corpus, tmp_path, monkeypatch):
-    def weights(folder):
-        done = learn_frames('dino', SIZES | {'learn.lr': .05, 'data': corpus, 'out': folder}, quiet, True)
-        return load_model(done).video.state_dict()
-    whole, after, seen = weights(tmp_path/'whole'), Collapse.after_train, []
-    def killed(self):
-        after(self)
-        seen.append(1)
-        if len(seen) == 2: raise KeyboardInterrupt
-    monkeypatch.setattr(Collapse, 'after_train', killed)
-    with pytest.raises(KeyboardInterrupt): weights(tmp_path/'cut')
-    monkeypatch.undo()
-    cut = weights(tmp_path/'cut')
-    a, b = (pd.read_csv(tmp_path/n/'signs.csv') for n in ('whole', 'cut'))
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-    for k, v in whole.items(): torch.testing.assert_close(v, cut[k], rtol=2e-3, atol=1e-5)
+def test_a_killed_run_goes_on(corpus, goes_on):
+    goes_on(lambda folder: learn_frames('dino', SIZES | {'learn.lr': .05, 'data': corpus, 'out': folder}, quiet, True))
 
 
 def test_a_run_begins_with_a_download(corpus, tmp_path):

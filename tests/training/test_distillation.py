@@ -14,10 +14,9 @@ from echo_lit.data.contract import InputContract
 from echo_lit.data.manifest import manifest, write_manifest
 from echo_lit.models.hub import load_model
 from echo_lit.models.vit import sine_table
-from echo_lit.training.collapse import Collapse
 from echo_lit.training.discovr import Discovr, discovr_config
 from echo_lit.training.distillation import cluster_distillation_loss, sinkhorn
-from echo_lit.training.loaders import disc_corpus, disc_frames, open_corpora
+from echo_lit.training.loaders import disc_frames, open_corpora
 from echo_lit.training.masks import draw_views, hidden_tokens, region_patches
 from echo_lit.training.recipe import load_recipe
 from echo_lit.training.unlabelled import distil, recipe_model, unlabelled_loaders
@@ -98,10 +97,6 @@ SIZES = {'network.width': 24, 'network.depth': 1, 'network.heads': 3, 'network.p
          'masks.ratio': .75, 'masks.local': .5, 'masks.frame_ratio': .5, 'learn.epochs': 2, 'learn.batch': 6, 'learn.half': False, 'valid': .3}
 
 
-@pytest.fixture(scope='module')
-def corpus(tmp_path_factory): return disc_corpus(tmp_path_factory.mktemp('discs'), n=5)
-
-
 def test_the_command_makes_a_bundle(corpus, tmp_path, capsys):
     assert run(['train', 'discovr', f'data={corpus}', f'out={tmp_path}', *(f'{k}={v}' for k, v in SIZES.items())]) == 0
     assert f'model bundle in {tmp_path/"discovr"}' in capsys.readouterr().out
@@ -110,22 +105,8 @@ def test_the_command_makes_a_bundle(corpus, tmp_path, capsys):
     assert len(pd.read_csv(tmp_path/'signs.csv')) == len(pd.read_csv(tmp_path/'history.csv')) == 2
 
 
-def test_a_killed_run_goes_on(corpus, tmp_path, monkeypatch):
-    def weights(folder):
-        done = distil('discovr', SIZES | {'learn.lr': .1, 'data': corpus, 'out': folder}, lambda line: None, True)
-        return load_model(done).video.state_dict()
-    whole, after, seen = weights(tmp_path/'whole'), Collapse.after_train, []
-    def killed(self):
-        after(self)
-        seen.append(1)
-        if len(seen) == 2: raise KeyboardInterrupt
-    monkeypatch.setattr(Collapse, 'after_train', killed)
-    with pytest.raises(KeyboardInterrupt): weights(tmp_path/'cut')
-    monkeypatch.undo()
-    cut = weights(tmp_path/'cut')
-    a, b = (pd.read_csv(tmp_path/n/'signs.csv') for n in ('whole', 'cut'))
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-    for k, v in whole.items(): torch.testing.assert_close(v, cut[k], rtol=2e-3, atol=1e-5)
+def test_a_killed_run_goes_on(corpus, goes_on):
+    goes_on(lambda folder: distil('discovr', SIZES | {'learn.lr': .1, 'data': corpus, 'out': folder}, lambda line: None, True))
 
 
 @pytest.mark.parametrize('setting,words', [
