@@ -40,10 +40,11 @@ def placed(
     if not side or math.isqrt(table.shape[1] - 1)**2 != table.shape[1] - 1: raise WeightsError(f'{table.shape[1]} positions make no square picture')
     return {**state, 'cls_token': cls + table[:, :1], 'pos_embed': table[:, 1:]}, math.isqrt(table.shape[1] - 1)
 
-# %% ../../nbs/24f_models.dinov2.ipynb #a1819e9b
+# %% ../../nbs/24f_models.dinov2.ipynb #3621d8b9
 class DinoTower(FrameViTTower):
     "DINOv2 on each frame, mean over time, and a projection where there is one."
     kind = 'dinov2'
+    blank: Tensor|None = None # `[1,width]`: what it was shown at hidden patches; None: the download does not say
     def __init__(self,
         contract: InputContract|None = None, # None: 16 frames of 224×224
         projected: bool = False, # Whether there is a projection
@@ -95,7 +96,7 @@ def _dino_weights(file):
     part = next((p for p in ('backbone.', 'vit.') if any(f'{p}patch_embed' in k for k in state)), 'backbone.')
     return vit_names(encoder_part(state, part, _BESIDE)), proj
 
-# %% ../../nbs/24f_models.dinov2.ipynb #9a8066a0
+# %% ../../nbs/24f_models.dinov2.ipynb #a5cdac86
 def load_dinov2(
     path: str|Path, # Folder of timm or transformers, or a `.pth` file
     device: str|torch.device = 'cpu', # Where the model goes
@@ -114,6 +115,7 @@ def load_dinov2(
     contract = contract or InputContract(size=16*sizes['patch'], **PHOTOGRAPHS)
     video = DinoTower(contract, projected=bool(proj), **sizes)
     load_strictly(video, {f'vit.{k}': t for k, t in state.items()} | proj, file)
+    video.blank = mask
     return Bundle(name, video=video.eval(), contract=contract, config=dict(grid=[1, side, side]), folder=file.parent).to(device)
 
 # %% ../../nbs/24f_models.dinov2.ipynb #ff8a3753

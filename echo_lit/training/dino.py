@@ -189,16 +189,18 @@ def forward(self: Dino,
     if c.koleo: terms['koleo'] = sum(koleo_loss(gathered(x) if self.training else x) for x in here[:, 0].unflatten(0, (2, -1)))/2
     return dict(terms, loss=sum(getattr(c, k)*t for k, t in terms.items()))
 
-# %% ../../nbs/36a_training.dino.ipynb #d8ec1ac3
+# %% ../../nbs/36a_training.dino.ipynb #1b4e7a1e
 def begin_with(
     model: Dino, # Whose student and teacher get the weights
     vit: ViT, # Of a DINOv2, such as `load_model('dinov2', FOLDER).video.vit`
     where: str = 'start', # Named in the error
+    blank: Tensor|None = None, # `[1,width]`: what it was shown at hidden patches; None: nothing is known
 ) -> Dino: # The same
     "A model that has seen photographs."
     state, optional = dict(vit.state_dict()), () if hasattr(vit, 'reg_token') else ('reg_token',)
     if 'pos_embed' in state: state['pos_embed'] = resized_positions(state['pos_embed'].unflatten(1, vit.grid)[0], *model.grid[1:], vit.antialias).flatten(0, 2)[None]
     for part in (model.student, model.teacher): load_strictly(part, state, where, optional)
+    if blank is not None: model.mask_token.data.copy_(blank)
     return model
 
 # %% ../../nbs/36a_training.dino.ipynb #619c4b1c

@@ -86,7 +86,7 @@ def dino_learner(
     learn.remove_cb(GradientClip)
     return learn.add_cb(GradientClip(clip)) if clip else learn
 
-# %% ../../nbs/36b_training.frames.ipynb #7ea7d1f7
+# %% ../../nbs/36b_training.frames.ipynb #3b77b326
 def dino_model(
     recipe: dict, # Settings
     contract: InputContract, # Of the clips
@@ -98,7 +98,8 @@ def dino_model(
     config = DinoConfig(**recipe['network'], **recipe['terms'], momentum=(recipe['teacher']['momentum'], 1.), at_a_time=recipe['learn']['at_a_time'])
     model = Dino(config, crops, contract)
     if not recipe['start']: return model
-    return begin_with(model, load_dinov2(recipe['start'], heads=config.heads).video.vit, recipe['start'])
+    begun = load_dinov2(recipe['start'], heads=config.heads).video
+    return begin_with(model, begun.vit, recipe['start'], begun.blank)
 
 # %% ../../nbs/36b_training.frames.ipynb #971023bb
 def dino_stage(

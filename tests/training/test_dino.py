@@ -16,9 +16,10 @@ from echo_lit.models.dinov2 import DinoTower
 from echo_lit.models.hub import load_model, save_bundle
 from echo_lit.training.crops import MultiCrop
 from echo_lit.training.dino import Dino, DinoConfig, koleo_loss
-from echo_lit.training.frames import learn_frames
+from echo_lit.training.frames import dino_model, learn_frames
 from echo_lit.training.loaders import disc_frames
 from echo_lit.training.pretrain import pretrain
+from echo_lit.training.recipe import load_recipe
 from echo_lit.training.unlabelled import tower_bundle
 
 SCRIPT = """
@@ -110,11 +111,12 @@ def test_a_run_begins_with_a_download(corpus, tmp_path):
     formula = {k: .1*torch.sin(.7*torch.arange(v.numel()) + len(k)).view(v.shape) for k, v in own.items()}
     row = .1*torch.cos(torch.arange(24.))[None, None]
     file = {k.replace('reg_token', 'register_tokens').replace('blocks.', 'blocks.0.'): v for k, v in formula.items()}
-    file |= {'pos_embed': torch.cat([row, formula['pos_embed']], 1), 'mask_token': torch.zeros(1, 24)}
+    file |= {'pos_embed': torch.cat([row, formula['pos_embed']], 1), 'mask_token': row[0]}
     file['patch_embed.proj.weight'] = formula['patch_embed.proj.weight'][:, :, 0]
     torch.save(dict(teacher={f'backbone.{k}': v for k, v in file.items()} | {'dino_head.mlp.0.bias': row}), tmp_path/'dinov2.pth')
     still = SIZES | {'learn.lr': 0., 'learn.end': 0., 'learn.epochs': 1, 'start': tmp_path/'dinov2.pth', 'data': corpus}
     begun = load_model(learn_frames('dino', still | {'out': tmp_path/'still'}, quiet, True)).video.vit.state_dict()
+    assert torch.equal(dino_model(load_recipe('dino', {k: v for k, v in still.items() if k != 'data'}), CONTRACT).mask_token, row)
     formula['cls_token'] = formula['cls_token'] + row
     for k, v in formula.items(): torch.testing.assert_close(begun[k], v, rtol=1e-3, atol=1e-4)
     moved = load_model(learn_frames('dino', still | {'out': tmp_path/'moved', 'learn.lr': 1., 'teacher.momentum': .5}, quiet, True)).video.vit.state_dict()
