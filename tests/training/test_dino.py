@@ -96,14 +96,15 @@ def test_two_processes_make_one_bundle(corpus, tmp_path):
 
 def test_the_command_makes_a_bundle(corpus, tmp_path, capsys):
     assert run(['train', 'dino', f'data={corpus}', f'out={tmp_path}', *(f'{k}={v}' for k, v in SIZES.items())]) == 0
-    assert f'model bundle in {tmp_path/"dino"}' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f'model bundle in {tmp_path/"dino"}' in said and 'epoch 2 of 2  train loss ' in said
     bundle = load_model(tmp_path/'dino')
     assert (bundle.video.kind, bundle.config['grid'], bundle.contract.frames, bundle.contract.size) == ('dinov2', [1, 4, 4], 4, 32)
     assert len(pd.read_csv(tmp_path/'signs.csv')) == len(pd.read_csv(tmp_path/'history.csv')) == 2
 
 
 def test_a_killed_run_goes_on(corpus, goes_on):
-    goes_on(lambda folder: learn_frames('dino', SIZES | {'learn.lr': .05, 'data': corpus, 'out': folder}, quiet, True))
+    goes_on(lambda folder, say: learn_frames('dino', SIZES | {'learn.lr': .05, 'data': corpus, 'out': folder}, say, True))
 
 
 def test_a_run_begins_with_a_download(corpus, tmp_path):

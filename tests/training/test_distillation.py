@@ -99,14 +99,15 @@ SIZES = {'network.width': 24, 'network.depth': 1, 'network.heads': 3, 'network.p
 
 def test_the_command_makes_a_bundle(corpus, tmp_path, capsys):
     assert run(['train', 'discovr', f'data={corpus}', f'out={tmp_path}', *(f'{k}={v}' for k, v in SIZES.items())]) == 0
-    assert f'model bundle in {tmp_path/"discovr"}' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f'model bundle in {tmp_path/"discovr"}' in said and 'epoch 2 of 2  train loss ' in said
     bundle = load_model(tmp_path/'discovr')
     assert (bundle.video.kind, bundle.config['grid'], bundle.contract.frames) == ('discovr', [2, 4, 4], 4)
     assert len(pd.read_csv(tmp_path/'signs.csv')) == len(pd.read_csv(tmp_path/'history.csv')) == 2
 
 
 def test_a_killed_run_goes_on(corpus, goes_on):
-    goes_on(lambda folder: distil('discovr', SIZES | {'learn.lr': .1, 'data': corpus, 'out': folder}, lambda line: None, True))
+    goes_on(lambda folder, say: distil('discovr', SIZES | {'learn.lr': .1, 'data': corpus, 'out': folder}, say, True))
 
 
 @pytest.mark.parametrize('setting,words', [
