@@ -29,8 +29,9 @@ def run(
     "Runs a command; what goes wrong is one line on standard error."
     return exit_code(argv, COMMANDS)
 
-# %% ../nbs/61_cli.ipynb #ac3d1987
+# %% ../nbs/61_cli.ipynb #97beb143
 def main():
     "What `echo_lit` runs: the words of the shell in, the exit code out."
     warnings.formatwarning = lambda message, *_, **__: f'echo_lit: {plain_text(message, 400)}\n'
+    if not sys.warnoptions: warnings.simplefilter('ignore', FutureWarning)
     sys.exit(run(sys.argv[1:]))

@@ -15,14 +15,15 @@ from ..terminal import frame_lines, progress_bar, say
 # %% auto #0
 __all__ = ['COMMANDS', 'train_recipe', 'train_head']
 
-# %% ../../nbs/60f_commands.train.ipynb #11f3bc5c
+# %% ../../nbs/60f_commands.train.ipynb #3122c989
 def train_recipe(
-    args: argparse.Namespace, # recipe, settings, ranks, print_slurm, nodes, gpus; those of `train_head`
+    args: argparse.Namespace, # recipe, settings, ranks, print_slurm, print_recipe, nodes, gpus; those of `train_head`
 ) -> int: # Exit code
     "`echo_lit train`."
     if args.recipe == 'ef': return train_head(args)
     wrong = [s for s in args.settings if '=' not in s]
     if wrong: raise EchoError(f'settings are key=value, got {wrong[0]!r}')
+    if args.print_recipe: return _print_recipe(args)
     if args.print_slurm: return _print_slurm(args)
     from echo_lit.evaluate.calibrate import calibrate
     from echo_lit.training.recipe import train
@@ -33,7 +34,7 @@ def train_recipe(
     say(f'model bundle in {folder}')
     return DONE
 
-# %% ../../nbs/60f_commands.train.ipynb #7ecbd03b
+# %% ../../nbs/60f_commands.train.ipynb #3920e9af
 def _followed(recipe):
     "What follows a recipe."
     from echo_lit.training.frames import is_frames, learn_frames
@@ -42,6 +43,12 @@ def _followed(recipe):
     from echo_lit.training.unlabelled import distil, is_distillation
     kinds = ((is_distillation, distil), (is_frames, learn_frames), (is_pretraining, pretrain))
     return next((how for fits, how in kinds if fits(recipe)), train)
+
+def _print_recipe(args):
+    from echo_lit.training.recipe import recipe_file
+    if args.settings: raise EchoError('--print-recipe prints a recipe as it is; leave the settings out')
+    say(*recipe_file(args.recipe).read_text(encoding='utf-8').splitlines())
+    return DONE
 
 def _print_slurm(args):
     from echo_lit.training.distributed import slurm_script
@@ -74,13 +81,14 @@ def _add_head(add):
     add_shared(add, 'weights', 'unknown_patient', 'device', of='ef: ')
     add('--out', type=Path, metavar='DIR', help='ef: folder of the head, ef-head if left out')
 
-# %% ../../nbs/60f_commands.train.ipynb #fc55691c
+# %% ../../nbs/60f_commands.train.ipynb #b5942be8
 def _add_train(command):
     add = command('train', train_recipe, 'Follow a training recipe; the same command goes on with a run that was killed.')
     add('recipe', help='phantom-tiny, video-report, discovr, dino, dino-report, ef, or a TOML file')
     add('settings', nargs='*', metavar='key=value',
         help='data=CORPUS (video-report, dino-report: a manifest; discovr, dino: either) out=FOLDER, and any setting of the recipe as section.key=value')
     add('--ranks', type=at_least(1), metavar='N', help='processes that torchrun should have started; any other number is an error')
+    add('--print-recipe', action='store_true', help='print the recipe, to be changed and given as a TOML file instead')
     add('--print-slurm', action='store_true', help='print a job for sbatch instead')
     add('--nodes', type=at_least(1), default=1, metavar='N', help='machines of that job')
     add('--gpus', type=at_least(1), default=8, metavar='N', help='graphics cards on each of them')

@@ -41,22 +41,28 @@ from .views import calibrate_views, view_learner, view_loaders, view_weights
 from ..vocabulary import findings_json
 
 # %% auto #0
-__all__ = ['RecipeError', 'load_recipe', 'report_table', 'table_values', 'epoch_line', 'fit', 'finding_weights', 'text_stage',
-           'text_tower', 'view_stage', 'video_stage', 'embed_stage', 'attention_stage', 'corpus_key', 'keyed_stages',
-           'train_bundle', 'data_and_out', 'train']
+__all__ = ['RecipeError', 'recipe_file', 'load_recipe', 'report_table', 'table_values', 'epoch_line', 'fit', 'finding_weights',
+           'text_stage', 'text_tower', 'view_stage', 'video_stage', 'embed_stage', 'attention_stage', 'corpus_key',
+           'keyed_stages', 'train_bundle', 'data_and_out', 'train']
 
-# %% ../../nbs/34a_training.recipe.ipynb #0e0bc60a
+# %% ../../nbs/34a_training.recipe.ipynb #3a772dff
 class RecipeError(EchoError):
     "A recipe that cannot be followed."
 
-def load_recipe(
+def recipe_file(
     name: str|Path, # A recipe of echo_lit, or a path to a TOML file
+) -> Path: # Which is there
+    "Where a recipe is written."
+    path = Path(name) if str(name).endswith('.toml') else Path(str(files('echo_lit')/'recipes'/f'{name}.toml'))
+    if not path.is_file(): raise RecipeError(f'no recipe {name!r}; there are: {", ".join(sorted(p.stem for p in path.parent.glob("*.toml")))}')
+    return path
+
+def load_recipe(
+    name: str|Path, # As for `recipe_file`
     overrides: dict[str, object]|None = None, # `{'video.epochs': 3}`; text is read as the kind of value it replaces
 ) -> dict: # Settings by stage
     "Settings of a recipe, some of them changed."
-    path = Path(name) if str(name).endswith('.toml') else Path(str(files('echo_lit')/'recipes'/f'{name}.toml'))
-    if not path.is_file(): raise RecipeError(f'no recipe {name!r}; there are: {", ".join(sorted(p.stem for p in path.parent.glob("*.toml")))}')
-    recipe = tomllib.loads(path.read_text(encoding='utf-8'))
+    recipe = tomllib.loads(recipe_file(name).read_text(encoding='utf-8'))
     for key, value in (overrides or {}).items(): _override(recipe, key, value)
     return recipe
 
