@@ -68,17 +68,19 @@ def _add_evaluate(command):
     add('--steps', action='store_true', help='also steps.csv: what a second frame, a second clip and knowing the view are worth')
     add('--zeroshot', action='store_true', help='also zeroshot.csv: sentences held against the videos, from the same reading')
 
-# %% ../../nbs/60g_commands.evaluate.ipynb #be063d68
+# %% ../../nbs/60g_commands.evaluate.ipynb #56a4c0de
 def probe_models(
     args: argparse.Namespace, # models, data, ask, probes, labels, outlines, root, unknown_patient, device, cardiobench, out
 ) -> int: # Exit code
     "`echo_lit probe`."
     from echo_lit.evaluate.comparison import probe_encoders, write_bench, write_comparison
+    from echo_lit.evaluate.outlines import add_phantom_outlines, phantom_corpus
+    if args.outlines: phantom_corpus(args.data)
     c = probe_encoders(args.models, args.data, args.ask, args.probes, args.labels, args.root, args.unknown_patient, args.device,
                        progress=progress_bar('probing'), cache=args.out/'vectors')
     if args.outlines:
-        from echo_lit.evaluate.outlines import outlined
-        c = outlined(c, args.models, args.data, args.outlines, args.labels, args.device, progress_bar('outlines'))
+        write_comparison(c, args.out)
+        c = add_phantom_outlines(c, args.models, args.data, args.outlines, args.labels, args.device, progress_bar('outlines'))
     files = write_comparison(c, args.out)
     if args.cardiobench: files += [write_bench(args.out/(re.sub(r'[^\w-]+', '-', '_'.join(k)) + '.csv'), a, c.rows)
                                    for k, a in c.answers.items() if k[2] == args.cardiobench and k[0] != 'view']

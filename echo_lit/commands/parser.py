@@ -47,7 +47,7 @@ def add_shared(
     "Gives a command the options that others have, too."
     for n in names: add('--' + n.replace('_', '-'), **_SHARED[n] | dict(help=of + _SHARED[n]['help']))
 
-# %% ../../nbs/60b_commands.parser.ipynb #8524f8c7
+# %% ../../nbs/60b_commands.parser.ipynb #0e0f285a
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
     "Defaults that say something; `None` and switches do not."
     def _get_help_string(self, action):
@@ -55,7 +55,9 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 class _Words(argparse.ArgumentParser):
     "Says what is wrong in one line, as every other error is said."
-    def error(self, message): raise EchoError(f'{message}; see `{self.prog} --help`')
+    def error(self, message):
+        late = ' (settings come before options)' if message.startswith('unrecognized') and '=' in message else ''
+        raise EchoError(f'{message}{late}; see `{self.prog} --help`')
 
 # %% ../../nbs/60b_commands.parser.ipynb #47f361da
 def command_parser(

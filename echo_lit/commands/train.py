@@ -81,10 +81,10 @@ def _add_head(add):
     add_shared(add, 'weights', 'unknown_patient', 'device', of='ef: ')
     add('--out', type=Path, metavar='DIR', help='ef: folder of the head, ef-head if left out')
 
-# %% ../../nbs/60f_commands.train.ipynb #b5942be8
+# %% ../../nbs/60f_commands.train.ipynb #a90770a9
 def _add_train(command):
     add = command('train', train_recipe, 'Follow a training recipe; the same command goes on with a run that was killed.')
-    add('recipe', help='phantom-tiny, video-report, discovr, dino, dino-report, ef, or a TOML file')
+    add('recipe', help='phantom-tiny, video-report, discovr, discovr-phantom, dino, dino-phantom, dino-report, ef, or a TOML file')
     add('settings', nargs='*', metavar='key=value',
         help='data=CORPUS (video-report, dino-report: a manifest; discovr, dino: either) out=FOLDER, and any setting of the recipe as section.key=value')
     add('--ranks', type=at_least(1), metavar='N', help='processes that torchrun should have started; any other number is an error')

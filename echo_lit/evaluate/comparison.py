@@ -172,7 +172,7 @@ def probe_encoders(
     closer = {e: [closer_look(p, tower, source, table, progress=progress, **kwargs) for p in probes if p in CLOSER] for e, tower in towers.items()}
     return compared(found, table, questions, plain, unknown_patient, n, progress, closer)
 
-# %% ../../nbs/50d_evaluate.comparison.ipynb #057093a6
+# %% ../../nbs/50d_evaluate.comparison.ipynb #3dd8e096
 def probe_figure(
     table: pd.DataFrame, # Of a `Comparison`
     probes: Sequence[str] = ('knn', 'linear'), # That are drawn
@@ -182,16 +182,20 @@ def probe_figure(
     t = table[table.probe.isin(probes)]
     t = t[t.measure == t.groupby(['question', 'probe']).measure.transform('first')]
     questions, names = list(dict.fromkeys(t.question)), list(dict.fromkeys(t.encoder))[::-1]
-    fig, axes = plt.subplots(1, len(questions), figsize=(6, .9 + .4*len(names)), sharey=True, squeeze=False)
-    for ax, q in zip(axes[0], questions):
-        for k, probe in enumerate(dict.fromkeys(t.probe)):
+    across = min(3, len(questions))
+    fig, axes = plt.subplots(-(-len(questions)//across), across, figsize=(6, (.9 + .25*len(names))*-(-len(questions)//across)), sharey=True, squeeze=False)
+    for ax in axes.flat[len(questions):]: ax.axis('off')
+    for ax, q in zip(axes.flat, questions):
+        for k, probe in enumerate(probes):
             r = t[(t.question == q) & (t.probe == probe)]
-            y = [names.index(e) + .25*k for e in r.encoder]
-            ax.errorbar(r.value, y, xerr=[r.value - r.low, r.high - r.value], fmt='o', ms=4, label=probe)
-        unit = f' ({r.unit.iloc[0]})' if r.measure.iloc[0] == 'error' and isinstance(r.unit.iloc[0], str) else ''
-        ax.set(title=q, xlabel=r.measure.iloc[0] + unit, yticks=range(len(names)), yticklabels=names, ylim=(-.5, len(names)))
-    axes[0, 0].legend(fontsize=7)
-    fig.tight_layout()
+            ax.errorbar(r.value, [names.index(e) + .3*k for e in r.encoder], xerr=[r.value - r.low, r.high - r.value], fmt=f'C{k}o', ms=4, label=probe)
+        r = t[t.question == q].iloc[0]
+        unit = f' ({r.unit})' if r.measure == 'error' and isinstance(r.unit, str) else ''
+        ax.set(yticks=range(len(names)), yticklabels=names, ylim=(-.5, len(names)))
+        ax.set_title(f'{q}: {r.measure}{unit}', fontsize=9)
+        ax.locator_params(axis='x', nbins=4)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='upper right', fontsize=7, ncols=len(probes))
+    fig.tight_layout(rect=(0, 0, 1, .95))
     return fig
 
 # %% ../../nbs/50d_evaluate.comparison.ipynb #cdbcface

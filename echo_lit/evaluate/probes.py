@@ -77,9 +77,9 @@ def macro_f1(
     every = np.union1d(predicted, truth)
     return float(np.mean(f1(np.asarray(predicted)[:, None] == every, np.asarray(truth)[:, None] == every)))
 
-# %% ../../nbs/50_evaluate.probes.ipynb #0dcdec55
+# %% ../../nbs/50_evaluate.probes.ipynb #02787626
 def _named(score): return np.asarray(score).argmax(1)
-def _r2(score, y): return float(1 - ((score[:, 0] - y)**2).sum()/((y - y.mean())**2).sum())
+def _r2(score, y): return float(1 - ((score[:, 0] - y)**2).sum()/total) if (total := ((y - y.mean())**2).sum()) else float('nan')
 
 MEASURES: dict[str, Callable] = {
     'macro F1': lambda s, y: macro_f1(_named(s), y), 'balanced accuracy': lambda s, y: balanced_accuracy(_named(s), y),

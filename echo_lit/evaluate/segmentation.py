@@ -29,7 +29,7 @@ from ..training.schedule import weight_groups
 
 # %% auto #0
 __all__ = ['dice', 'hausdorff95', 'Outlined', 'frames_with', 'cut_labels', 'outlined_clip', 'place_map', 'whitened', 'LinearMap',
-           'drawn', 'segmentation_table', 'outlined_frames']
+           'linear_outlines', 'segmentation_table', 'outlined_frames']
 
 # %% ../../nbs/50c_evaluate.segmentation.ipynb #17055b60
 def dice(
@@ -161,8 +161,8 @@ class LinearMap(nn.Module):
     def forward(self, x: Tensor) -> Tensor: # `[B,D,h,w]` to `[B,classes,grid,grid]`
         return F.interpolate(self.head(x), size=(self.grid,)*2, mode='bilinear', align_corners=False)
 
-# %% ../../nbs/50c_evaluate.segmentation.ipynb #8eab2f52
-def drawn(
+# %% ../../nbs/50c_evaluate.segmentation.ipynb #ae9b7671
+def linear_outlines(
     tower: VideoTower, # In eval mode
     items: Sequence[Outlined], # Of all parts
     classes: int = 4, # Background among them

@@ -69,7 +69,7 @@ def exponential_shares(
         q = q/q.sum(0, keepdim=True)/q.shape[1]
     return (q/q.sum(0, keepdim=True)).T
 
-# %% ../../nbs/52c_evaluate.training.ipynb #49c7e388
+# %% ../../nbs/52c_evaluate.training.ipynb #0fbbd0e9
 ORDERS = {'published order': (PublishedOrder, False), 'echo_lit': (Discovr, False), 'echo_lit, bfloat16': (Discovr, True)}
 
 def peak_memory() -> float: # GB
@@ -84,8 +84,8 @@ def training_step(
 ) -> tuple[float, float]: # Seconds, and the loss
     "One step, from clips to new weights."
     start = time.perf_counter()
-    with torch.autocast('cpu', torch.bfloat16, enabled=half): loss = model(x, model.draw(len(x)))['loss']
     opt.zero_grad()
+    with torch.autocast('cpu', torch.bfloat16, enabled=half): loss = model(x, model.draw(len(x)))['loss']
     loss.backward()
     opt.step()
     if not isinstance(model, PublishedOrder):

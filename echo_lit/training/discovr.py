@@ -242,7 +242,7 @@ def draw(self: Discovr,
         if not c.image: return seen
         return replace(seen, frames=lowest(torch.rand(c.views, batch*self.contract.frames, places), c.frame_ratio))
 
-# %% ../../nbs/35c_training.discovr.ipynb #2a964a85
+# %% ../../nbs/35c_training.discovr.ipynb #c0e91db9
 @patch
 @torch.no_grad()
 def look(self: Discovr,
@@ -250,7 +250,9 @@ def look(self: Discovr,
     chunk: int = 256, # At a time
 ) -> Tensor: # `[B*T,1+P,width]`
     "What the teacher of frames sees."
-    return torch.cat([self.image_teacher(f) for f in frames.split(chunk)])
+    there = torch.cat([self.image_teacher(f) for f in frames.split(chunk)])
+    torch.clear_autocast_cache()                                         # its weights in bfloat16
+    return there
 
 @patch
 def image_term(self: Discovr,
@@ -340,7 +342,7 @@ def masked_terms(self: Discovr,
     at = hidden_tokens(visible, x.shape[1])[..., None].expand(-1, -1, x.shape[2])
     return dict(pixels=F.mse_loss(x.gather(1, at), pixels.gather(1, at)))
 
-# %% ../../nbs/35c_training.discovr.ipynb #707e909b
+# %% ../../nbs/35c_training.discovr.ipynb #76cb7265
 @patch
 def forward(self: Discovr,
     clips: Tensor, # uint8 `[B,3,T,H,W]`
@@ -356,6 +358,7 @@ def forward(self: Discovr,
         if c.image: terms['image'] = self.image_term(frames, there[:, 0], seen.frames.to(x.device))
     if c.video:
         with torch.no_grad(): cls = self.video_teacher(x)[:, 0]
+        torch.clear_autocast_cache()
         terms['video'] = self.asked('video', tokens, cls, [p.to(x.device) for p in seen.parts])
     if c.clusters: terms |= self.masked_terms(clips, tokens, target, seen.whole.to(x.device))
     weight = dict(image=c.image, video=c.video)

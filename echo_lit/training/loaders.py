@@ -47,14 +47,15 @@ class Corpus:
     @property
     def view_index(self) -> np.ndarray: return np.array([COARSE_VIEWS.index(v) for v in self.table['view']])
 
-# %% ../../nbs/30_training.loaders.ipynb #fa237efb
+# %% ../../nbs/30_training.loaders.ipynb #fa563ee7
 def open_corpus(
     folder: str|Path, # Folder with clips.npy, clips.parquet and studies.parquet
 ) -> Corpus: # Checked, memory-mapped
     "The corpus in a folder."
     folder = Path(folder)
+    if not folder.is_dir(): raise CorpusError(f'{folder}: there is no such folder')
     missing = [n for n in ('clips.npy', 'clips.parquet', 'studies.parquet') if not (folder/n).exists()]
-    if missing: raise CorpusError(f'{folder.name} is not a corpus, {missing[0]} is missing: write one with `echo_lit phantom` or render_corpus')
+    if missing: raise CorpusError(f'{folder} is not a corpus, {missing[0]} is missing: write one with `echo_lit phantom` or render_corpus')
     clips, spec = np.load(folder/'clips.npy', mmap_mode='r'), folder/'corpus.json'
     contract = InputContract.from_dict(json.loads(spec.read_text())['contract']) if spec.exists() else InputContract(clips.shape[2], size=clips.shape[3])
     table = pd.read_parquet(folder/'clips.parquet').sort_values('row', ignore_index=True)

@@ -18,13 +18,13 @@ from ..core import EchoError
 __all__ = ['KINDS', 'visible_count', 'random_patches', 'lowest', 'tubes', 'hidden_tokens', 'region_patches', 'Seen', 'draw_views',
            'crop_sizes', 'crop_corners', 'ScaleCrop']
 
-# %% ../../nbs/35a_training.masks.ipynb #59c82848
+# %% ../../nbs/35a_training.masks.ipynb #f3f3c6f5
 def visible_count(
     places: int, # Patches of a frame
     ratio: float, # Share that is hidden
 ) -> int: # Patches that are seen
     "How many patches a mask leaves."
-    if not 0 <= ratio < 1: raise EchoError(f'a mask hides a share of at least 0 and less than 1, got {ratio}')
+    if not 0 <= ratio < 1: raise EchoError(f'ratio, local and frame_ratio of masks are at least 0 and less than 1, got {ratio}')
     return places - int(ratio*places)
 
 def random_patches(

@@ -45,7 +45,7 @@ __all__ = ['RecipeError', 'recipe_file', 'load_recipe', 'report_table', 'table_v
            'text_stage', 'text_tower', 'view_stage', 'video_stage', 'embed_stage', 'attention_stage', 'corpus_key',
            'keyed_stages', 'train_bundle', 'data_and_out', 'train']
 
-# %% ../../nbs/34a_training.recipe.ipynb #3a772dff
+# %% ../../nbs/34a_training.recipe.ipynb #686433b6
 class RecipeError(EchoError):
     "A recipe that cannot be followed."
 
@@ -54,7 +54,10 @@ def recipe_file(
 ) -> Path: # Which is there
     "Where a recipe is written."
     path = Path(name) if str(name).endswith('.toml') else Path(str(files('echo_lit')/'recipes'/f'{name}.toml'))
-    if not path.is_file(): raise RecipeError(f'no recipe {name!r}; there are: {", ".join(sorted(p.stem for p in path.parent.glob("*.toml")))}')
+    there = sorted(p.stem for p in path.parent.glob('*.toml'))
+    if not path.is_file():
+        near = get_close_matches(str(name), there, 1, .5)
+        raise RecipeError(f'no recipe {name!r}; {f"did you mean {near[0]!r}? " if near else ""}there are: {", ".join(there)}')
     return path
 
 def load_recipe(
@@ -103,14 +106,15 @@ def table_values(
     "Findings of a table."
     return [json.loads(f) for f in findings]
 
-# %% ../../nbs/34a_training.recipe.ipynb #2279f04f
+# %% ../../nbs/34a_training.recipe.ipynb #a091bb24
 def epoch_line(
     names: Sequence[str], # Of the recorder: epoch, losses, metrics, time
     values: Sequence, # Of an epoch that is over
     epochs: int, # Of the run
 ) -> str: # One line
     "An epoch in words."
-    each = (f'{n.replace("_", " ")} {v:.4g}' if isinstance(v, float) else f'{n} {v}' for n, v in zip(names[1:], values[1:]) if v is not None)
+    said = [n.replace('_', ' ') if n in ('train_loss', 'valid_loss', 'time') else f'valid {n}' for n in names]
+    each = (f'{n} {v:.4g}' if isinstance(v, float) else f'{n} {v}' for n, v in zip(said[1:], values[1:]) if v is not None)
     return '  '.join([f'epoch {values[0] + 1} of {epochs}', *each])
 
 def fit(

@@ -9,7 +9,7 @@ from echo_lit.data.camus import Camus
 from echo_lit.data.contract import InputContract
 from echo_lit.data.nifti import write_nifti
 from echo_lit.evaluate.comparison import probe_encoders, write_bench, write_comparison
-from echo_lit.evaluate.segmentation import dice, drawn, hausdorff95, outlined_frames, place_map, segmentation_table
+from echo_lit.evaluate.segmentation import dice, hausdorff95, linear_outlines, outlined_frames, place_map, segmentation_table
 from echo_lit.evaluate.tuning import tuning_probe
 from echo_lit.models.hub import Bundle, save_bundle
 from echo_lit.models.vit import FrameViTTower, ViTTower
@@ -97,7 +97,7 @@ def test_camus_outlines(tmp_path):
     torch.manual_seed(0)
     for tower in (ViTTower(contract, width=24, depth=1, heads=2, patch=8), FrameViTTower(contract, width=24, depth=1, heads=2, patch=8)):
         assert place_map(tower.eval(), items[:3]).shape == (3, 24, 8, 8)
-        said, _ = drawn(tower, items, 2, grid=(5e-2,), steps=40, bs=8)
+        said, _ = linear_outlines(tower, items, 2, grid=(5e-2,), steps=40, bs=8)
         t = segmentation_table({'vit': said}, items, {1: 'LV'}, n=50)
         assert t.patients.unique().tolist() == [2] and t.frames.unique().tolist() == [4]
         assert t[t.measure == 'Dice'].value.min() > .5
