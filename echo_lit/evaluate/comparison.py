@@ -172,13 +172,14 @@ def probe_encoders(
     closer = {e: [closer_look(p, tower, source, table, progress=progress, **kwargs) for p in probes if p in CLOSER] for e, tower in towers.items()}
     return compared(found, table, questions, plain, unknown_patient, n, progress, closer)
 
-# %% ../../nbs/50d_evaluate.comparison.ipynb #3dd8e096
+# %% ../../nbs/50d_evaluate.comparison.ipynb #22df3d9a
 def probe_figure(
     table: pd.DataFrame, # Of a `Comparison`
-    probes: Sequence[str] = ('knn', 'linear'), # That are drawn
+    probes: Sequence[str] = ('knn', 'linear'), # That are drawn; all where none of these is there
 ):
     "Values and intervals by question, a row an encoder."
     import matplotlib.pyplot as plt
+    probes = [p for p in probes if p in set(table.probe)] or [*dict.fromkeys(table.probe)]
     t = table[table.probe.isin(probes)]
     t = t[t.measure == t.groupby(['question', 'probe']).measure.transform('first')]
     questions, names = list(dict.fromkeys(t.question)), list(dict.fromkeys(t.encoder))[::-1]

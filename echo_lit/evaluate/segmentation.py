@@ -161,7 +161,7 @@ class LinearMap(nn.Module):
     def forward(self, x: Tensor) -> Tensor: # `[B,D,h,w]` to `[B,classes,grid,grid]`
         return F.interpolate(self.head(x), size=(self.grid,)*2, mode='bilinear', align_corners=False)
 
-# %% ../../nbs/50c_evaluate.segmentation.ipynb #ae9b7671
+# %% ../../nbs/50c_evaluate.segmentation.ipynb #e200f895
 def linear_outlines(
     tower: VideoTower, # In eval mode
     items: Sequence[Outlined], # Of all parts
@@ -173,6 +173,7 @@ def linear_outlines(
     labels, at = np.stack([o.labels for o in items]), {p: np.array([i for i, o in enumerate(items) if o.part == p], int) for p in ('train', 'val', 'test')}
     if empty := [p for p, i in at.items() if not len(i)]: raise EchoError(f'no outlined frame in {empty[0]}')
     maps = place_map(tower, items)
+    if not maps.isfinite().all(): raise EchoError(f'{type(tower).__name__}: vectors of places are not finite')
     known, asked, unseen = (whitened(maps[at[p]], maps[at['train']]) for p in at)
     tried = []
     for lr in grid:

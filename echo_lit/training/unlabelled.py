@@ -187,7 +187,7 @@ def is_distillation(
     "Whether `distil` follows this recipe."
     return 'questions' in load_recipe(recipe)
 
-# %% ../../nbs/35e_training.unlabelled.ipynb #8aea3345
+# %% ../../nbs/35e_training.unlabelled.ipynb #34838410
 def distil(
     recipe: str|Path, # Name or TOML file
     overrides: dict[str, object]|None = None, # `data` (corpus or manifest), `out` (folder), and settings as `section.key`
@@ -203,20 +203,20 @@ def distil(
     dls, contract, facts = unlabelled_loaders(data, r := load_recipe(recipe, overrides))
     model, keys = make(r, contract), dict(data=facts['hash'], settings=stage_key(r))
     run_card(out/'run.json', settings=r, data=facts, contract=contract.to_dict())
-    say(f'{r["name"]}: {facts["clips"]} clips, {sum(p.numel() for p in model.parameters() if p.requires_grad)/1e6:.1f} million weights to learn; curves in {out}, history.csv and signs.csv')
+    if not rank_distrib(): say(f'{r["name"]}: {facts["clips"]} clips, {sum(p.numel() for p in model.parameters() if p.requires_grad)/1e6:.1f} million weights to learn; curves in {out}, history.csv and signs.csv')
     stage = keyed_stages(out/'stages', r, keys, say, quiet)
     model.load_state_dict(stage('distil', tuple(keys), lambda fit: learn(r, dls, model, fit, out, say)))
     if rank_distrib(): return out/r['name']
     about = dict(recipe=r, stages=keys, trained_on=f'{facts["clips"]} clips without labels')
-    def keep(name: str, which: str) -> Path: return save_bundle(b := tower_bundle(name, model, which, about), out/name, card=_card(b, out/name))
+    def keep(name: str, which: str) -> Path: return save_bundle(b := tower_bundle(name, model, which, about), out/name, card=_card(b))
     frames = keep(f'{r["name"]}-frames', 'image') if getattr(model.config, 'image', 0) else None
     if frames and not (model.config.video or model.config.clusters): return frames
     if frames: say(f'its network of frames in {frames}')
     return keep(r['name'], 'teacher')
 
-def _card(bundle, folder):
+def _card(bundle):
     c = bundle.contract
     return (f'# {bundle.name}\n\nLearnt without labels from {bundle.config["trained_on"].removesuffix(" without labels")}. Research use only.\n\n'
-            f'```python\nfrom echo_lit.models.backbone import feature_maps\nfrom echo_lit.models.hub import load_model\n\nvideo = load_model({str(folder)!r}).video\n'
+            f'```python\nfrom echo_lit.models.backbone import feature_maps\nfrom echo_lit.models.hub import load_model\n\nvideo = load_model({bundle.name!r}).video    # path of this folder\n'
             f'video(clips)                  # uint8 [B,3,{c.frames},{c.size},{c.size}] to vectors [B,{bundle.video.embed_dim}]\n'
             f'feature_maps(video, clips)    # and to what is at each place, [B,T,{bundle.video.embed_dim},h,w]\n```\n')

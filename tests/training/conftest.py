@@ -27,6 +27,7 @@ def goes_on(tmp_path, monkeypatch):
         monkeypatch.setattr(Collapse, 'after_train', killed)
         with pytest.raises(KeyboardInterrupt): train(tmp_path/'cut', said.append)
         monkeypatch.undo()
+        assert len(seen) == 2
         assert not any('goes on from' in line for line in said)
         cut = weights(tmp_path/'cut')
         assert any('goes on from' in line for line in said)

@@ -101,6 +101,8 @@ def test_the_command_makes_a_bundle(corpus, tmp_path, capsys):
     assert run(['train', 'discovr', f'data={corpus}', f'out={tmp_path}', *(f'{k}={v}' for k, v in SIZES.items())]) == 0
     said = capsys.readouterr().out
     assert f'model bundle in {tmp_path/"discovr"}' in said and 'epoch 2 of 2  train loss ' in said
+    card = (tmp_path/'discovr'/'README.md').read_text()
+    assert 'feature_maps(video, clips)' in card and str(tmp_path) not in card
     bundle = load_model(tmp_path/'discovr')
     assert (bundle.video.kind, bundle.config['grid'], bundle.contract.frames) == ('discovr', [2, 4, 4], 4)
     assert len(pd.read_csv(tmp_path/'signs.csv')) == len(pd.read_csv(tmp_path/'history.csv')) == 2
